@@ -1,0 +1,133 @@
+"""Policies without learning per input: what any learned policy must beat at equal compute."""
+
+from itertools import product
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from ..data import Part
+from ..envs.rollout import Run, rollout
+from ..envs.task import Task
+from .policy import Decider, RandomPolicy, StaticPolicy
+
+EXHAUSTIVE = 10
+"""Up to so many binary pieces all subsets are tried."""
+
+
+def full_accuracy(task: Task, part: Part, *, batch_size: int = 512) -> float:
+    """Return the accuracy of the untouched network, outside any task."""
+    right = 0
+    with torch.inference_mode():
+        for images, labels, _ in part.batches(batch_size):
+            right += int((task.backbone(task.prepare(images)).argmax(1).cpu() == labels).sum())
+    return right / len(part)
+
+
+def random_rate(task: Task, compute: float) -> float:
+    """Return the rate at which a random policy spends a given share of the full network's MACs.
+
+    Raises:
+        ValueError: If even leaving everything out costs more.
+    """
+    check_budget(task, compute)
+    least = task.least_macs / task.full_macs
+    return min(1.0, (compute - least) / (1 - least))
+
+
+def random_policy(task: Task, compute: float, *, seed: int = 0) -> RandomPolicy:
+    """Return the random policy of a given compute."""
+    return RandomPolicy(random_rate(task, compute), task.decisions, seed=seed)
+
+
+def best_static(task: Task, part: Part, compute: float, *, images: int = 1000) -> StaticPolicy:
+    """Return the fixed set of pieces with the best accuracy at no more than the given compute.
+
+    All subsets are tried where there are at most `EXHAUSTIVE` pieces; otherwise pieces are removed one at a time, each
+    time the one whose loss hurts least, and then swapped while that helps.
+
+    Args:
+        task: With decisions of two options.
+        part: Where accuracy is measured: never the test part.
+        compute: Share of the full network's MACs.
+        images: At most so many are looked at.
+
+    Raises:
+        ValueError: If the decisions have more than two options, or the budget is below the cheapest way.
+    """
+    if set(task.decisions) != {2}:
+        raise ValueError(f"static: expected decisions of two options, got {task.decisions}.")
+    check_budget(task, compute)
+    search = _Search(task, part.subset(images), compute)
+    keep = search.everything() if len(task.pieces) <= EXHAUSTIVE else search.greedy()
+    return StaticPolicy(keep, len(task.decisions))
+
+
+def check_budget(task: Task, compute: float) -> None:
+    """Raise a ValueError if a share of the full network's MACs cannot be reached."""
+    least = task.least_macs / task.full_macs
+    if not least <= compute <= 1:
+        raise ValueError(
+            f"compute: expected between {least:.3f} (everything left out) and 1, got {compute}. Choose one in between."
+        )
+
+
+class _Search:
+    """Accuracy of fixed subsets, each measured once."""
+
+    def __init__(self, task: Task, part: Part, compute: float):
+        self.task, self.limit = task, compute * task.full_macs
+        self.inputs, self.labels = task.prepare(part.images), part.labels.to(task.device)
+        self.known: dict[tuple[int, ...], tuple[float, float]] = {}
+        self.progress = tqdm(desc="static subsets", unit="subset", leave=False)
+
+    @torch.inference_mode()
+    def score(self, keep: tuple[int, ...]) -> tuple[float, float]:
+        """Return accuracy and MACs of a subset."""
+        if keep not in self.known:
+            policy = StaticPolicy(keep, len(self.task.decisions))
+            right, macs = 0, 0.0
+            for inputs, labels in zip(self.inputs.split(512), self.labels.split(512), strict=True):
+                run = self._run(policy, inputs)
+                right += int((run.logits.argmax(1) == labels).sum())
+                macs = float(run.macs[0])
+            self.known[keep] = (right / len(self.labels), macs)
+            self.progress.update()
+        return self.known[keep]
+
+    def fits(self, keep: tuple[int, ...]) -> bool:
+        return self.cost(keep) <= self.limit
+
+    @torch.inference_mode()
+    def cost(self, keep: tuple[int, ...]) -> float:
+        return float(self._run(StaticPolicy(keep, len(self.task.decisions)), self.inputs[:1]).macs[0])
+
+    def _run(self, policy: StaticPolicy, inputs: Tensor) -> Run:
+        return rollout(self.task, inputs, Decider(self.task, policy, torch.zeros(len(inputs), device=inputs.device)))
+
+    def everything(self) -> tuple[int, ...]:
+        """Return the best of all subsets that fit; of equals the cheapest."""
+        fitting = [keep for keep in product((0, 1), repeat=len(self.task.pieces)) if self.fits(keep)]
+        return max(fitting, key=lambda keep: (self.score(keep)[0], -self.score(keep)[1]))
+
+    def greedy(self) -> tuple[int, ...]:
+        """Return the subset that backward elimination, then swapping, finds."""
+        keep = (1,) * len(self.task.pieces)
+        while not self.fits(keep):
+            keep = max(_removals(keep), key=lambda one: self.score(one)[0])
+        while better := [s for s in _swaps(keep) if self.fits(s) and self.score(s)[0] > self.score(keep)[0]]:
+            keep = max(better, key=lambda one: self.score(one)[0])
+        return keep
+
+
+def _removals(keep: tuple[int, ...]) -> list[tuple[int, ...]]:
+    return [_with(keep, i, 0) for i, bit in enumerate(keep) if bit]
+
+
+def _swaps(keep: tuple[int, ...]) -> list[tuple[int, ...]]:
+    gone = [i for i, bit in enumerate(keep) if not bit]
+    return [_with(removed, i, 1) for removed in _removals(keep) for i in gone]
+
+
+def _with(keep: tuple[int, ...], index: int, bit: int) -> tuple[int, ...]:
+    return (*keep[:index], bit, *keep[index + 1 :])

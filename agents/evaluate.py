@@ -1,0 +1,131 @@
+"""Measure a controller: accuracy, compute, and what was executed."""
+
+import json
+import os
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..data import Part
+from ..envs.task import Task
+from .controller import Controller
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Figures of one controller on one part of the data.
+
+    Attributes:
+        accuracy: Share of right answers.
+        macs: Mean cost of an image, policy included.
+        policy_macs: The policy's share of it.
+        compute: `macs` as a share of the full network's.
+        execution: How often each of the task's pieces was executed, of those that were decided.
+        unique_paths: Number of different ways through the network.
+        correct: Of each image.
+        count: Number of images.
+    """
+
+    accuracy: float
+    macs: float
+    policy_macs: float
+    compute: float
+    execution: list[float]
+    unique_paths: int
+    correct: Tensor
+    count: int
+
+    @property
+    def error(self) -> float:
+        """Standard error of the accuracy."""
+        return (self.accuracy * (1 - self.accuracy) / self.count) ** 0.5
+
+
+def measure(controller: Controller, part: Part, *, price: float | None = None, batch_size: int = 512) -> Measured:
+    """Run a controller over images."""
+    decisions = [controller(images, price=price, batch_size=batch_size) for images, _, _ in part.batches(batch_size)]
+    actions = torch.cat([d.actions for d in decisions])
+    correct = torch.cat([d.labels for d in decisions]).cpu() == part.labels
+    decided = (actions >= 0).sum(0).clamp(min=1)
+    macs = float(torch.cat([d.macs for d in decisions]).mean())
+    return Measured(
+        accuracy=float(correct.float().mean()),
+        macs=macs,
+        policy_macs=float(torch.cat([d.policy_macs for d in decisions]).float().mean()),
+        compute=macs / controller.task.full_macs,
+        execution=((actions > 0).sum(0) / decided).tolist(),
+        unique_paths=len(actions.unique(dim=0)),
+        correct=correct,
+        count=len(part),
+    )
+
+
+def result_row(
+    task: Task,
+    measured: Measured,
+    *,
+    method: str,
+    data: str,
+    split: str,
+    full_accuracy: float,
+    price: float | None = None,
+    seed: int = 0,
+    train_backbone_macs: float = 0.0,
+    train_seconds: float = 0.0,
+    **more: Any,
+) -> dict[str, Any]:
+    """Return one row of `results.json`."""
+    return {
+        "task": task.name,
+        "backbone": task.backbone.name,
+        "data": data,
+        "split": split,
+        "method": method,
+        "price": price,
+        "seed": seed,
+        "accuracy": measured.accuracy,
+        "macs": measured.macs,
+        "policy_macs": measured.policy_macs,
+        "full_macs": task.full_macs,
+        "full_accuracy": full_accuracy,
+        "compute": measured.compute,
+        "train_backbone_macs": train_backbone_macs,
+        "train_seconds": train_seconds,
+        "count": measured.count,
+        "unique_paths": measured.unique_paths,
+        "execution": dict(zip(task.pieces, measured.execution, strict=True)),
+        **more,
+    }
+
+
+def write_results(path: Path, rows: Sequence[Mapping[str, Any]], **meta: Any) -> None:
+    """Write `results.json` in one step: the rows, and with what they were made."""
+    content = {"rows": list(rows), "meta": {**versions(), **meta}}
+    part = path.with_suffix(".part")
+    part.write_text(json.dumps(content, indent=2) + "\n")
+    os.replace(part, path)
+
+
+def versions() -> dict[str, str]:
+    """Return what a figure was made with."""
+    import gymnasium
+    import stable_baselines3
+    import torchvision
+
+    from .. import __version__
+
+    return {
+        "skipgym": __version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "torchvision": torchvision.__version__,
+        "gymnasium": gymnasium.__version__,
+        "stable_baselines3": stable_baselines3.__version__,
+        "device": "cuda" if torch.cuda.is_available() else "cpu",
+        "threads": str(torch.get_num_threads()),
+    }

@@ -1,0 +1,143 @@
+"""The gate network: from an observation to the logits of a decision. All learners share it."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..backbones.cost import count_macs
+from ..envs.observation import Layout
+
+
+def by_position(x: Tensor, weight: Tensor, bias: Tensor, position: Tensor) -> Tensor:
+    """Apply to each row the linear map of its position.
+
+    Args:
+        x: Shape (N, D).
+        weight: Shape (P, H, D).
+        bias: Shape (P, H).
+        position: Shape (N,), integers below P.
+
+    Returns:
+        Shape (N, H).
+    """
+    present = position.unique()
+    if len(present) == 1:  # always so in a controller, whose cohorts share their position
+        return F.linear(x, weight[present[0]], bias[present[0]])
+    out = x.new_empty((len(x), weight.shape[1]))
+    for p in present:
+        rows = (position == p).nonzero(as_tuple=True)[0]
+        out = out.index_copy(0, rows, F.linear(x.index_select(0, rows), weight[p], bias[p]))
+    return out
+
+
+class VectorTrunk(nn.Module):
+    """Two layers on pooled features; each position has a first layer of its own, as SkipNet's gates do.
+
+    Features are standardised by constants that `fit` measures before training, since their scale differs by position.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, layout: Layout, hidden: int):
+        super().__init__()
+        self.layout, self.hidden = layout, hidden
+        positions, size = max(1, layout.positions), layout.shape[0]
+        bound = (size + int(layout.priced)) ** -0.5
+        self.weight = nn.Parameter(torch.empty(positions, hidden, size + int(layout.priced)).uniform_(-bound, bound))
+        self.bias = nn.Parameter(torch.empty(positions, hidden).uniform_(-bound, bound))
+        self.second = nn.Linear(hidden, hidden)
+        self.register_buffer("mean", torch.zeros(positions, size))
+        self.register_buffer("std", torch.ones(positions, size))
+
+    @torch.no_grad()
+    def fit(self, observations: Tensor) -> None:
+        """Set the constants of standardisation from observations. Shape (N, ...)."""
+        features, position, _ = self.layout.split(observations)
+        for p in position.unique():
+            rows = features[position == p]
+            self.mean[p], self.std[p] = rows.mean(0), rows.std(0, unbiased=False).clamp(min=1e-3)
+
+    def forward(self, observation: Tensor) -> Tensor:
+        """Return hidden features. Shape (N, D) to (N, hidden)."""
+        features, position, price = self.layout.split(observation)
+        features = (features - self.mean[position]) / self.std[position]
+        x = F.relu(by_position(torch.cat([features, price], 1), self.weight, self.bias, position))
+        return F.relu(self.second(x))
+
+
+class ImageTrunk(nn.Module):
+    """Three strided convolutions on an image, pooled: a small stand-in for BlockDrop's ResNet-8."""
+
+    def __init__(self, layout: Layout, hidden: int):
+        super().__init__()
+        self.layout, self.hidden = layout, hidden
+        channels = layout.shape[0] + layout.extras
+        first = 1 if min(layout.shape[1:]) <= 16 else 2
+        widths = (channels, hidden // 4, hidden // 2, hidden)
+        strides = (first, 2, 2)
+        self.convolutions = nn.ModuleList(
+            nn.Conv2d(a, b, 3, stride, 1) for a, b, stride in zip(widths, widths[1:], strides, strict=False)
+        )
+        self.second = nn.Linear(hidden, hidden)
+
+    def fit(self, observations: Tensor) -> None:
+        """Do nothing: images come normalised."""
+
+    def forward(self, observation: Tensor) -> Tensor:
+        """Return hidden features. Shape (N, C, H, W) to (N, hidden)."""
+        x = observation
+        for convolution in self.convolutions:
+            x = F.relu(convolution(x))
+        return F.relu(self.second(x.mean((2, 3))))
+
+
+def make_trunk(layout: Layout, hidden: int) -> VectorTrunk | ImageTrunk:
+    """Return the trunk that suits the observation: a vector, or an image.
+
+    Raises:
+        ValueError: If it is neither, or `hidden` is too small.
+    """
+    if hidden < 4:
+        raise ValueError(f"hidden: expected at least 4 units, got {hidden}.")
+    if len(layout.shape) == 1:
+        return VectorTrunk(layout, hidden)
+    if len(layout.shape) == 3:
+        return ImageTrunk(layout, hidden)
+    raise ValueError(f"observation: expected shape (D,) or (C, H, W), got {layout.shape}. Pool or flatten it.")
+
+
+class Gate(nn.Module):
+    """Trunk, optionally a recurrent core (SkipNet's RNN gate), and one linear layer to the logits.
+
+    Args:
+        layout: Of the observation.
+        decisions: Options of each part of a decision.
+        hidden: Width.
+        recurrent: Whether an LSTM remembers earlier positions.
+    """
+
+    def __init__(self, layout: Layout, decisions: Sequence[int], *, hidden: int = 64, recurrent: bool = False):
+        super().__init__()
+        self.layout, self.decisions, self.hidden, self.recurrent = layout, tuple(decisions), hidden, recurrent
+        self.trunk = make_trunk(layout, hidden)
+        self.core = nn.LSTM(hidden, hidden) if recurrent else None
+        self.head = nn.Linear(hidden, sum(decisions))
+
+    def forward(self, observation: Tensor, memory: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        """Return the logits of all parts side by side (N, sum of decisions), and the memory (N, 2·hidden) or None."""
+        x = self.trunk(observation)
+        if self.core is None:
+            return self.head(x), None
+        if memory is None:
+            memory = x.new_zeros(len(x), 2 * self.hidden)
+        hidden, cell = (part.contiguous().unsqueeze(0) for part in memory.chunk(2, 1))
+        out, (hidden, cell) = self.core(x.unsqueeze(0), (hidden, cell))
+        return self.head(out[0]), torch.cat([hidden[0], cell[0]], 1)
+
+    def macs(self) -> int:
+        """Return the cost of one decision, in MACs."""
+        device = self.head.weight.device
+        return count_macs(self, torch.zeros(1, *self.layout.space.shape, device=device))

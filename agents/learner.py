@@ -1,0 +1,141 @@
+"""What every learner is given, and how it is found by name."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..backbones.names import unknown
+from ..data import Augment, ImageData
+from ..envs.engine import Engine, Price
+from ..envs.observation import Layout
+from ..envs.rewards import Reward
+from ..envs.task import Task
+from .budget import Lagrange
+from .monitor import Monitor
+from .policy import Policy
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """One training run, as a learner sees it.
+
+    Attributes:
+        task: What is decided.
+        data: Images; a learner trains on the policy part.
+        reward: What is paid.
+        price: Of compute, fixed or a range.
+        augment: Of the training images.
+        monitor: Logs, validates and knows when to stop.
+        lagrange: Adapts the price to a compute target, where there is one.
+        images: Episodes to train for.
+        num_envs: Episodes at a time.
+        hidden: Width of the gate.
+        seed: Of everything random.
+        out: Run directory for the learner's own logs; None for none.
+        agent_options: Arguments of the learner that differ from its defaults.
+    """
+
+    task: Task
+    data: ImageData
+    reward: Reward
+    price: Price
+    augment: Augment
+    monitor: Monitor
+    lagrange: Lagrange | None
+    images: int
+    num_envs: int
+    hidden: int
+    seed: int
+    out: Path | None
+    agent_options: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def layout(self) -> Layout:
+        """The layout of the observations."""
+        return Layout.of(self.task, priced=isinstance(self.price, tuple))
+
+    def engine(self, *, policy_macs: int) -> Engine:
+        """Return the environment to train in, seeded."""
+        engine = Engine(
+            self.task,
+            self.data.policy,
+            reward=self.reward,
+            price=self.price,
+            num_envs=self.num_envs,
+            augment=self.augment,
+            policy_macs=policy_macs,
+        )
+        engine.seed(self.seed * 1_000_003)
+        return engine
+
+    def observations(self, engine: Engine) -> Tensor:
+        """Return observations of one episode in each slot, mostly executing, to measure their scale."""
+        generator = torch.Generator().manual_seed(self.seed)
+        seen = [engine.reset()]
+        decisions = torch.tensor(self.task.decisions)
+        for _ in range(self.task.horizon - 1):
+            keep = torch.rand((self.num_envs, len(decisions)), generator=generator) < 0.8
+            actions = keep * (decisions - 1)
+            seen.append(engine.step(actions.squeeze(1) if len(decisions) == 1 else actions).observation)
+        engine.drain()
+        return torch.cat(seen)
+
+
+class Learner(ABC):
+    """Turns a setting into a policy."""
+
+    @abstractmethod
+    def train(self, setting: Setting) -> Policy:
+        """Train and return the last policy; `setting.monitor` keeps the best."""
+
+    def check(self, setting: Setting) -> None:
+        """Raise a ValueError if this learner cannot take the setting, before any work starts."""
+
+
+_LEARNERS: dict[str, tuple[type[Learner], str]] = {}
+_OURS = ("sb3", "reinforce")
+
+
+def register_agent(name: str, description: str) -> Callable[[type[Learner]], type[Learner]]:
+    """Register a learner under a name.
+
+    Raises:
+        ValueError: If the name is taken.
+    """
+
+    def register(learner: type[Learner]) -> type[Learner]:
+        if name in _LEARNERS:
+            raise ValueError(f"agent name: expected a new one, got {name!r}, which is taken. Choose another.")
+        _LEARNERS[name] = (learner, description)
+        return learner
+
+    return register
+
+
+def agent_names() -> dict[str, str]:
+    """Return the registered names and their descriptions."""
+    _import_ours()
+    return {name: description for name, (_, description) in _LEARNERS.items()}
+
+
+def make_learner(name: str) -> Learner:
+    """Return a learner by name.
+
+    Raises:
+        ValueError: If the name is unknown.
+    """
+    _import_ours()
+    if name not in _LEARNERS:
+        raise ValueError(unknown("agent", name, _LEARNERS))
+    return _LEARNERS[name][0]()
+
+
+def _import_ours() -> None:
+    for module in _OURS:
+        import_module(f".{module}", __package__)

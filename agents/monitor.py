@@ -1,0 +1,129 @@
+"""Watch a training run: TensorBoard, progress bar, and the best policy by validation."""
+
+import copy
+import time
+from pathlib import Path
+
+import torch
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+from ..data import Part
+from ..envs.tally import Tally
+from ..envs.task import Task
+from .controller import Controller
+from .evaluate import Measured, measure
+from .policy import Policy
+
+
+class Monitor:
+    """Logs what a learner does and keeps the policy that is best on validation data.
+
+    Metrics: `train/reward`, `train/accuracy`, `train/compute`, `train/price` over the last episodes;
+    `execution/PIECE`, how often it was executed; `val/accuracy`, `val/compute`, `val/score`, `val/unique_paths`;
+    `decisions`, an image with a row for each of 64 validation images and a column for each piece, white if executed.
+
+    Args:
+        task: The task.
+        val: Validation images.
+        out: Directory of the TensorBoard events; None writes none.
+        prices: At which the policy is validated: one, or several for a policy that is told the price.
+        target: Compute that must not be exceeded, instead of a price.
+        images: Episodes in the whole training.
+        minutes: Wall-clock after which training stops, if that is sooner.
+        every: Episodes between two validations.
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        val: Part,
+        *,
+        out: Path | None,
+        prices: tuple[float, ...],
+        target: float | None,
+        images: int,
+        minutes: float | None = None,
+        every: int,
+        quiet: bool = False,
+    ):
+        self.task, self.val, self.prices, self.target, self.every = task, val, prices, target, every
+        self.images, self.minutes = images, minutes
+        self.writer = SummaryWriter(str(out)) if out else None
+        self.progress = tqdm(total=images, unit="image", desc="train", disable=quiet, smoothing=0.05)
+        self.seen, self.backbone_macs, self.started, self._next = 0, 0.0, time.monotonic(), every
+        self.best: Policy | None = None
+        self.best_score = -float("inf")
+        self.history: list[dict[str, float]] = []
+
+    @property
+    def seconds(self) -> float:
+        """Wall-clock since the start."""
+        return time.monotonic() - self.started
+
+    @property
+    def done_share(self) -> float:
+        """Share of training that is done, by episodes or by time, whichever is further."""
+        timed = self.seconds / 60 / self.minutes if self.minutes else 0.0
+        return max(self.seen / self.images, timed)
+
+    def record(self, tally: Tally, **scalars: float) -> None:
+        """Log what happened since the last call, with other scalars."""
+        self.seen += tally.episodes
+        self.backbone_macs += tally.backbone_macs
+        self.progress.update(tally.episodes)
+        means = tally.means()
+        self.progress.set_postfix(accuracy=f"{means['accuracy']:.3f}", compute=f"{means['compute']:.2f}", refresh=False)
+        self._log({f"train/{key}": value for key, value in {**means, **scalars}.items()})
+        self._log({f"execution/{n}": r for n, r in zip(self.task.pieces, tally.execution(), strict=True)})
+
+    def validate(self, policy: Policy, *, force: bool = False) -> None:
+        """Measure a policy if it is time, and keep a copy if it is the best so far."""
+        if self.seen < self._next and not force:
+            return
+        self._next = self.seen + self.every
+        snapshot = copy.deepcopy(policy)
+        measured = [measure(Controller(self.task, snapshot, price=price), self.val) for price in self.prices]
+        score = sum(self._score(m, p) for m, p in zip(measured, self.prices, strict=True)) / len(measured)
+        first = measured[0]
+        self.history.append(
+            {"images": self.seen, "accuracy": first.accuracy, "compute": first.compute, "seconds": self.seconds}
+        )
+        self._log(
+            {
+                "val/accuracy": first.accuracy,
+                "val/compute": first.compute,
+                "val/score": score,
+                "val/unique_paths": first.unique_paths,
+            }
+        )
+        self._log_decisions(snapshot)
+        if score >= self.best_score:
+            self.best, self.best_score = snapshot, score
+
+    def close(self) -> None:
+        """Close the bar and the events."""
+        self.progress.close()
+        if self.writer:
+            self.writer.close()
+
+    def _score(self, measured: Measured, price: float) -> float:
+        """Return what is maximised: accuracy minus price x compute, or accuracy within the target."""
+        if self.target is None:
+            return measured.accuracy - price * measured.compute
+        excess = max(0.0, measured.compute - self.target)
+        return measured.accuracy - 100 * excess
+
+    def _log(self, scalars: dict[str, float]) -> None:
+        if self.writer:
+            for key, value in scalars.items():
+                self.writer.add_scalar(key, value, self.seen)
+
+    def _log_decisions(self, policy: Policy) -> None:
+        if not self.writer:
+            return
+        decision = Controller(self.task, policy, price=self.prices[0])(self.val.images[:64])
+        order = decision.macs.argsort()
+        picture = (decision.actions[order] > 0).float().repeat_interleave(4, 0).repeat_interleave(8, 1)
+        self.writer.add_image("decisions", picture.cpu(), self.seen, dataformats="HW")
+        self.writer.add_histogram("val/compute_of_images", torch.as_tensor(decision.compute), self.seen)

@@ -1,0 +1,189 @@
+"""Who decides: learned gates, and the trivial policies that they must beat."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..envs.choice import Hard
+from ..envs.observation import Layout
+from ..envs.state import State
+from ..envs.task import Task
+from .gate import Gate
+
+
+class Policy(nn.Module, ABC):
+    """Chooses an action for each row of a cohort.
+
+    Attributes:
+        macs: Cost of one decision, in MACs of one row.
+        priced: Whether it must be told the price of compute.
+    """
+
+    macs: int = 0
+    priced: bool = False
+
+    @abstractmethod
+    def act(self, features: Tensor, state: State, price: Tensor, memory: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Decide.
+
+        Args:
+            features: What the task observes. Shape (N, ...).
+            state: The cohort.
+            price: Of compute. Shape (N,).
+            memory: What the last call returned for these rows; None at first.
+
+        Returns:
+            Actions, shape (N, parts), and memory, shape (N, ...) or None.
+        """
+
+    def config(self) -> dict[str, Any]:
+        """Return how to build it again (JSON)."""
+        raise NotImplementedError(f"{type(self).__name__} cannot be saved.")
+
+
+class GatePolicy(Policy):
+    """The most likely option of a gate.
+
+    Args:
+        gate: The network.
+    """
+
+    def __init__(self, gate: Gate):
+        super().__init__()
+        self.gate = gate
+        self.macs, self.priced = gate.macs(), gate.layout.priced
+
+    def act(self, features: Tensor, state: State, price: Tensor, memory: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Return the most likely options.
+
+        Raises:
+            ValueError: If the logits are not finite.
+        """
+        observation = self.gate.layout.join(features, state.position, price)
+        logits, memory = self.gate(observation, memory)
+        check_logits(logits)
+        return greedy(logits, self.gate.decisions), memory
+
+    def config(self) -> dict[str, Any]:
+        """Return how to build it again (JSON)."""
+        gate = self.gate
+        return {
+            "kind": "gate",
+            "layout": asdict(gate.layout),
+            "decisions": list(gate.decisions),
+            "hidden": gate.hidden,
+            "recurrent": gate.recurrent,
+        }
+
+
+class StaticPolicy(Policy):
+    """The same actions for every input.
+
+    Args:
+        actions: One for each piece of the task.
+        parts: Parts of one decision.
+    """
+
+    actions: Tensor
+
+    def __init__(self, actions: Sequence[int], parts: int):
+        super().__init__()
+        self.parts = parts
+        self.register_buffer("actions", torch.as_tensor(actions).view(-1, parts))
+
+    def act(self, features: Tensor, state: State, price: Tensor, memory: Tensor | None) -> tuple[Tensor, None]:
+        """Return the actions of the position."""
+        return self.actions[state.position].to(features.device).expand(len(features), -1), None
+
+    def config(self) -> dict[str, Any]:
+        """Return how to build it again (JSON)."""
+        return {"kind": "static", "actions": self.actions.flatten().tolist(), "parts": self.parts}
+
+
+class RandomPolicy(Policy):
+    """Each piece is executed with the same probability, by coin; among several options to execute, any.
+
+    Args:
+        rate: Probability that an option other than 0 is taken.
+        decisions: Options of each part.
+        seed: Of its generator.
+    """
+
+    def __init__(self, rate: float, decisions: Sequence[int], *, seed: int = 0):
+        super().__init__()
+        if not 0 <= rate <= 1:
+            raise ValueError(f"rate: expected 0 … 1, got {rate}.")
+        self.rate, self.decisions = rate, tuple(decisions)
+        self.generator = torch.Generator().manual_seed(seed)
+
+    def act(self, features: Tensor, state: State, price: Tensor, memory: Tensor | None) -> tuple[Tensor, None]:
+        """Toss the coins."""
+        shape = (len(features), len(self.decisions))
+        keep = torch.rand(shape, generator=self.generator) < self.rate
+        others = torch.tensor(self.decisions) - 1
+        option = 1 + (torch.rand(shape, generator=self.generator) * others).long()
+        return (keep * option).to(features.device), None
+
+
+def make_policy(config: dict[str, Any]) -> Policy:
+    """Build a saved policy, with random weights.
+
+    Raises:
+        ValueError: If its kind is unknown.
+    """
+    if config["kind"] == "static":
+        return StaticPolicy(config["actions"], config["parts"])
+    if config["kind"] == "gate":
+        layout = Layout(tuple(config["layout"]["shape"]), config["layout"]["positions"], config["layout"]["priced"])
+        return GatePolicy(
+            Gate(layout, config["decisions"], hidden=config["hidden"], recurrent=config["recurrent"])
+        )
+    raise ValueError(f"policy: expected kind gate or static, got {config['kind']!r}. It needs a newer skipgym.")
+
+
+def full_policy(task: Task) -> StaticPolicy:
+    """Return the policy that executes everything."""
+    parts = len(task.decisions)
+    return StaticPolicy([count - 1 for count in task.decisions] * task.horizon, parts)
+
+
+class Decider:
+    """A policy as `rollout` wants it: one choice for each cohort, memory kept for each row.
+
+    Args:
+        task: Says what the policy sees.
+        policy: Decides.
+        price: Of compute, of each input. Shape (N,).
+    """
+
+    def __init__(self, task: Task, policy: Policy, price: Tensor):
+        self.task, self.policy, self.price = task, policy, price
+        self.memory: Tensor | None = None
+
+    def __call__(self, state: State) -> Hard:
+        """Decide for a cohort."""
+        memory = None if self.memory is None else self.memory[state.rows]
+        actions, memory = self.policy.act(self.task.observe(state), state, self.price[state.rows], memory)
+        if memory is not None:
+            if self.memory is None:
+                self.memory = memory.new_zeros(len(self.price), *memory.shape[1:])
+            self.memory[state.rows] = memory
+        return Hard(actions.squeeze(1) if actions.shape[1] == 1 else actions)
+
+
+def greedy(logits: Tensor, decisions: Sequence[int]) -> Tensor:
+    """Return the likeliest option of each part. Shape (N, sum of decisions) to (N, parts)."""
+    return torch.stack([part.argmax(1) for part in logits.split(list(decisions), 1)], 1)
+
+
+def check_logits(logits: Tensor) -> None:
+    """Raise a ValueError unless all logits are finite."""
+    if not bool(torch.isfinite(logits).all()):
+        raise ValueError(
+            "policy: expected finite logits, got NaN or infinity. Training has diverged (lower the learning rate), "
+            "or the input is not an image."
+        )

@@ -1,0 +1,211 @@
+"""Train a policy and leave a run directory: configuration, logs, controller, figures."""
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from ..data import ImageData
+from ..data import load as load_data
+from ..envs.build import AugmentLevel, check_fit, choose_augment, find_backbone
+from ..envs.engine import Price
+from ..envs.rewards import Reward, make_reward
+from ..envs.task import Task, make_task, task_class
+from .baselines import check_budget, full_accuracy
+from .budget import Lagrange
+from .controller import Controller
+from .evaluate import Measured, measure, result_row, write_results
+from .learner import Setting, make_learner
+from .monitor import Monitor
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """One training run."""
+
+    task: str = "layer-skip"
+    """Registered name; see `skipgym list`."""
+    backbone: str = "resnet20"
+    """Registered name."""
+    data: str = "digits"
+    """A name, an ImageFolder directory, or an .npz in MedMNIST layout."""
+    weights: Path | None = None
+    """The backbone's checkpoint; the embedded data's backbone is trained on first use."""
+    agent: str = "ppo"
+    """The learner."""
+    price: float | tuple[float, float] = 0.3
+    """Of compute, in units of accuracy. Two numbers are a range: drawn for each image and shown to the policy."""
+    target_compute: float | None = None
+    """Share of the full network's MACs to reach; the price then adapts itself, starting from `price`."""
+    reward: Literal["accuracy", "cross-entropy", "skipnet", "block-drop"] = "accuracy"
+    """What is paid; see `skipgym.envs.rewards`."""
+    images: int = 100_000
+    """Episodes to train for; one episode is one image."""
+    minutes: float | None = None
+    """Stop after this time if it comes sooner."""
+    num_envs: int = 256
+    """Images at a time."""
+    hidden: int = 64
+    """Width of the gate."""
+    augment: AugmentLevel = "auto"
+    """Of the policy's images; auto is strong where the backbone has seen them."""
+    seed: int = 0
+    """Of everything random."""
+    task_options: dict[str, Any] = field(default_factory=dict)
+    """Options of the task."""
+    agent_options: dict[str, Any] = field(default_factory=dict)
+    """Options of the learner that differ from its defaults."""
+
+    def __post_init__(self) -> None:
+        """Check what needs neither data nor weights."""
+        task_class(self.task)
+        make_learner(self.agent)
+        make_reward(self.reward)
+        for name in ("images", "num_envs"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)}.")
+        if self.minutes is not None and self.minutes <= 0:
+            raise ValueError(f"minutes: expected more than 0, got {self.minutes}.")
+        if self.target_compute is not None and isinstance(self.price, tuple):
+            raise ValueError("target_compute: expected a single price to start from, got a range. Choose one of both.")
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What training gave.
+
+    Attributes:
+        controller: The best policy by validation, with its task.
+        val: Its figures on validation data.
+        backbone_macs: Spent by the backbone in training, validation aside.
+        seconds: Wall-clock of training.
+        history: Validation figures in the course of training.
+    """
+
+    controller: Controller
+    val: Measured
+    backbone_macs: float
+    seconds: float
+    history: list[dict[str, float]]
+
+
+def prepare(config: TrainConfig) -> tuple[Task, ImageData]:
+    """Load data and backbone of a configuration, and build its task.
+
+    Raises:
+        ValueError: If they do not fit each other.
+    """
+    policy_from = "train" if config.weights else "held-out"
+    data = load_data(config.data, policy_from=policy_from)
+    backbone = find_backbone(config.backbone, data, config.weights)
+    task = make_task(config.task, backbone, **config.task_options)
+    check_fit(task, data)
+    return task, data
+
+
+def train(config: TrainConfig, task: Task, data: ImageData, *, out: Path | None = None, quiet: bool = False) -> Trained:
+    """Train a policy.
+
+    Args:
+        config: What to train, and how.
+        task: From `prepare`.
+        data: From `prepare`.
+        out: Run directory; None keeps everything in memory.
+        quiet: Whether to draw no progress bar.
+
+    Raises:
+        ValueError: If the configuration does not fit the task.
+        FileExistsError: If the directory holds anything.
+    """
+    if config.target_compute is not None:
+        check_budget(task, config.target_compute)
+    if out is not None:
+        claim(out)
+    reward = make_reward(config.reward)
+    setting = _setting(config, task, data, reward, out, quiet)
+    learner = make_learner(config.agent)
+    learner.check(setting)
+    torch.manual_seed(config.seed)
+    if out is not None:
+        (out / "config.json").write_text(json.dumps(asdict(config), indent=2, default=str) + "\n")
+    monitor = setting.monitor
+    last = learner.train(setting)
+    seconds = monitor.seconds
+    monitor.validate(last, force=True)
+    monitor.close()
+    assert monitor.best is not None
+    info = {"data": data.name, "data_fingerprint": data.fingerprint, "config": json.loads(json.dumps(asdict(config), default=str))}
+    controller = Controller(task, monitor.best, price=_middle(config.price), info=info)
+    trained = Trained(controller, measure(controller, data.val), monitor.backbone_macs, seconds, monitor.history)
+    if out is not None:
+        _write(trained, config, data, out)
+    return trained
+
+
+def claim(out: Path) -> None:
+    """Make a directory of our own.
+
+    Raises:
+        FileExistsError: If it holds anything.
+    """
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise FileExistsError(f"--out {out}: expected a new or empty directory, got one in use. Choose another.")
+    out.mkdir(parents=True, exist_ok=True)
+
+
+def _setting(
+    config: TrainConfig, task: Task, data: ImageData, reward: Reward, out: Path | None, quiet: bool
+) -> Setting:
+    price: Price = config.price
+    prices = (price[0], _middle(price), price[1]) if isinstance(price, tuple) else (price,)
+    monitor = Monitor(
+        task,
+        data.val,
+        out=out,
+        prices=prices,
+        target=config.target_compute,
+        images=config.images,
+        minutes=config.minutes,
+        every=max(1, config.images // 20),
+        quiet=quiet,
+    )
+    start = prices[0] if config.target_compute is not None else 0.0
+    return Setting(
+        task=task,
+        data=data,
+        reward=reward,
+        price=price,
+        augment=choose_augment(config.augment, data),
+        monitor=monitor,
+        lagrange=None if config.target_compute is None else Lagrange(config.target_compute, start),
+        images=config.images,
+        num_envs=min(config.num_envs, config.images),
+        hidden=config.hidden,
+        seed=config.seed,
+        out=out,
+        agent_options=config.agent_options,
+    )
+
+
+def _middle(price: Price) -> float:
+    return sum(price) / 2 if isinstance(price, tuple) else price
+
+
+def _write(trained: Trained, config: TrainConfig, data: ImageData, out: Path) -> None:
+    """Leave controller and figures."""
+    trained.controller.save(out / "controller")
+    row = result_row(
+        trained.controller.task,
+        trained.val,
+        method=config.agent,
+        data=data.name,
+        split="val",
+        full_accuracy=full_accuracy(trained.controller.task, data.val),
+        price=trained.controller.price,
+        seed=config.seed,
+        train_backbone_macs=trained.backbone_macs,
+        train_seconds=trained.seconds,
+    )
+    write_results(out / "results.json", [row], history=trained.history)

@@ -1,0 +1,230 @@
+"""A vision network cut where a decision can fall: stem, blocks, head, and what each piece costs."""
+
+import copy
+import hashlib
+from collections.abc import Mapping, Sequence
+from typing import Any, Self
+
+import torch
+from torch import Tensor, fx, nn
+from torch.fx.experimental.optimization import fuse
+
+from .cost import count_macs
+from .cut import cut
+
+# What torchvision and most published networks were trained with; for one channel, its average.
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+GREY_MEAN, GREY_STD = (0.449,), (0.226,)
+
+
+class Block(nn.Module):
+    """A piece of a network that may be left out.
+
+    Attributes:
+        name: Its name in the network.
+        macs: Cost of `run`, in MACs of one input.
+        bypass_macs: Cost of `bypass`, in MACs of one input.
+        in_shape: Shape of one input row.
+        out_shape: Shape of one output row.
+    """
+
+    def __init__(self, name: str, body: nn.Module, shortcut: nn.Module, example: Tensor):
+        super().__init__()
+        self.name, self.body, self.shortcut = name, body, shortcut
+        with torch.no_grad():
+            out, passed = body(example), _attempt_bypass(name, shortcut, example)
+        if passed.shape != out.shape:
+            raise ValueError(
+                f"bypass of block {name}: expected shape {tuple(out.shape[1:])} as the block gives, "
+                f"got {tuple(passed.shape[1:])}. Pass bypass={{{name!r}: module}} that fits."
+            )
+        self.in_shape, self.out_shape = tuple(example.shape[1:]), tuple(out.shape[1:])
+        self.macs, self.bypass_macs = count_macs(body, example), count_macs(shortcut, example)
+
+    def run(self, x: Tensor) -> Tensor:
+        """Execute the block. Shape (N, *in_shape) to (N, *out_shape)."""
+        return self.body(x)
+
+    def bypass(self, x: Tensor) -> Tensor:
+        """Leave the block out. Shape (N, *in_shape) to (N, *out_shape)."""
+        return self.shortcut(x)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Execute the block."""
+        return self.body(x)
+
+
+class Backbone(nn.Module):
+    """A network as stem, blocks and head.
+
+    Args:
+        network: The whole network; its parameters are shared with the pieces.
+        blocks: Names of the modules that may be left out, in the order of execution.
+        name: What it is called in results.
+        input_shape: (C, H, W) of one image.
+        mean: Of each channel of the network's input, for images scaled to 0…1.
+        std: Likewise.
+        bypass: For each block whose residual is not found by itself, what takes its place when it is left out.
+
+    Attributes:
+        stem_macs: Cost of everything before the first block, in MACs of one image. Likewise `head_macs`.
+        full_macs: Cost of executing everything.
+        class_names: What the outputs mean; "0", "1", … where nobody said.
+        config: How to build it again (JSON), where it came from the registry.
+        is_frozen: Whether this is a copy for execution, see `frozen`.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        blocks: Sequence[str],
+        *,
+        name: str,
+        input_shape: tuple[int, int, int],
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+        bypass: Mapping[str, nn.Module] | None = None,
+    ):
+        super().__init__()
+        self.network, self.name, self.input_shape = network, name, input_shape
+        colour = input_shape[0] == 3
+        self.mean = tuple(mean or (IMAGENET_MEAN if colour else GREY_MEAN * input_shape[0]))
+        self.std = tuple(std or (IMAGENET_STD if colour else GREY_STD * input_shape[0]))
+        self.config: dict[str, Any] = {}
+        self.is_frozen = False
+        was_training = network.training
+        network.eval()
+        self._cut(blocks, bypass or {})
+        network.train(was_training)
+
+    def _cut(self, names: Sequence[str], bypass: Mapping[str, nn.Module]) -> None:
+        pieces = cut(self.network, names)
+        device = next(self.network.parameters()).device
+        x = torch.zeros((1, *self.input_shape), device=device)
+        self.stem, self.head = pieces.stem, pieces.head
+        self.stem_macs = count_macs(self.stem, x)
+        with torch.no_grad():
+            x = self.stem(x)
+        blocks = []
+        for name, body, glue in zip(names, pieces.blocks, pieces.glue, strict=True):
+            shortcut = bypass.get(name) or residual_shortcut(body)
+            blocks.append(Block(name, _then(body, glue), _then(shortcut, glue), x))
+            with torch.no_grad():
+                x = blocks[-1].run(x)
+        self.head_macs = count_macs(self.head, x)
+        with torch.no_grad():
+            self.num_classes = self.head(x).shape[-1]
+        self.blocks: Sequence[Block] = nn.ModuleList(blocks)  # pyright: ignore[reportAttributeAccessIssue]
+        self.class_names = tuple(str(i) for i in range(self.num_classes))
+
+    @property
+    def block_macs(self) -> list[int]:
+        """Cost of each block when executed, in MACs of one image."""
+        return [block.macs for block in self.blocks]
+
+    @property
+    def full_macs(self) -> int:
+        """Cost of one image when everything is executed, in MACs."""
+        return self.stem_macs + sum(self.block_macs) + self.head_macs
+
+    @property
+    def least_macs(self) -> int:
+        """Cost of one image when every block is left out, in MACs."""
+        return self.stem_macs + sum(block.bypass_macs for block in self.blocks) + self.head_macs
+
+    def prepare(self, images: Tensor) -> Tensor:
+        """Normalise images as the network was trained on them.
+
+        Args:
+            images: Shape (N, C, H, W), uint8 or floats in 0…1; grey ones (C = 1) are repeated where the network wants
+                colour.
+
+        Returns:
+            Floats. Shape (N, C', H, W).
+        """
+        images = images.expand(-1, self.input_shape[0], -1, -1)
+        scale = 255.0 if images.dtype == torch.uint8 else 1.0
+        x = images.to(torch.float32, memory_format=torch.channels_last)
+        mean = torch.tensor(self.mean, device=x.device).view(1, -1, 1, 1) * scale
+        std = torch.tensor(self.std, device=x.device).view(1, -1, 1, 1) * scale
+        return (x - mean) / std
+
+    def check_images(self, images: Tensor) -> None:
+        """Raise a ValueError unless these are images that `prepare` and the network can take."""
+        expected = " x ".join(map(str, self.input_shape))
+        grey = (1, *self.input_shape[1:])
+        if images.dim() != 4 or tuple(images.shape[1:]) not in (self.input_shape, grey) or not len(images):
+            raise ValueError(
+                f"images: expected shape (N, C, H, W) with C x H x W = {expected}, got {tuple(images.shape)}. "
+                "Resize them, convert their colours, or use a backbone trained at that size."
+            )
+        if images.dtype != torch.uint8 and not (images.is_floating_point() and bool(torch.isfinite(images).all())):
+            raise ValueError(f"images: expected uint8 or finite floats in 0…1, got {images.dtype}. Convert them.")
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Execute everything on prepared images. Shape (N, C, H, W) to (N, classes)."""
+        x = self.stem(x)
+        for block in self.blocks:
+            x = block.run(x)
+        return self.head(x)
+
+    def fingerprint(self) -> str:
+        """Return a hash of every parameter and buffer of the network, with their names."""
+        digest = hashlib.sha256()
+        for key, value in sorted(self.network.state_dict().items()):
+            digest.update(f"{key} {value.dtype} {tuple(value.shape)}".encode())
+            digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()[:16]
+
+    def frozen(self) -> Self:
+        """Return a copy for execution: gradients off, eval mode for ever, BatchNorm folded in the pieces.
+
+        Its `network` keeps the weights as they were given, so its fingerprint stays that of the original.
+        """
+        if self.is_frozen:
+            return self
+        clone = copy.deepcopy(self).eval().requires_grad_(False)
+        clone.is_frozen = True
+        clone.stem, clone.head = _fold(clone.stem), _fold(clone.head)
+        for block in clone.blocks:
+            block.body, block.shortcut = _fold(block.body), _fold(block.shortcut)
+        return clone.eval().to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+
+    def train(self, mode: bool = True) -> Self:
+        """Switch between training and evaluation; a frozen backbone stays in evaluation."""
+        return super().train(mode and not self.is_frozen)
+
+
+def residual_shortcut(block: nn.Module) -> nn.Module:
+    """Return what a residual block computes when its residual branch is zero.
+
+    Known are blocks with a `shortcut` or a `downsample` followed by ReLU (torchvision's ResNets and ours); any other
+    block becomes the identity.
+    """
+    for attribute in ("shortcut", "downsample"):
+        shortcut = getattr(block, attribute, None)
+        if isinstance(shortcut, nn.Module) and not isinstance(shortcut, nn.Identity):
+            return nn.Sequential(shortcut, nn.ReLU())
+    return nn.Identity()
+
+
+def _then(first: nn.Module, glue: nn.Module) -> nn.Module:
+    return first if isinstance(glue, nn.Identity) else nn.Sequential(first, glue)
+
+
+def _attempt_bypass(name: str, shortcut: nn.Module, example: Tensor) -> Tensor:
+    try:
+        return shortcut(example)
+    except RuntimeError as error:
+        raise ValueError(
+            f"bypass of block {name}: expected a module that takes shape {tuple(example.shape[1:])}, got {error}. "
+            f"Pass bypass={{{name!r}: module}}."
+        ) from error
+
+
+def _fold(piece: nn.Module) -> nn.Module:
+    """Return a copy with BatchNorm folded into the convolutions; the piece itself where it cannot be traced."""
+    try:
+        return fuse(piece)
+    except fx.proxy.TraceError:
+        return copy.deepcopy(piece)

@@ -1,0 +1,267 @@
+"""Train backbones: into a directory that can be resumed, or for embedded data once into the cache."""
+
+import json
+import os
+import tempfile
+import time
+import warnings
+from dataclasses import asdict
+from datetime import timedelta
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import TYPE_CHECKING, Any
+
+import torch
+from tqdm import tqdm
+
+from ..data import ImageData, load
+from ..data.cache import cache_dir
+from .backbone import Backbone
+from .card import CARD, WEIGHTS, describe, read_result, write_result, write_whole
+from .recipe import PretrainConfig, Recipe
+from .registry import _find, load_backbone, make_backbone
+from .trainer import Metrics, Trainer
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
+
+EMBEDDED = frozenset({"digits"})
+"""Data that comes with skipgym; its backbones are trained on first use."""
+
+EMBEDDED_RECIPE = Recipe(epochs=60, stochastic_depth=0.5)
+"""How the backbones of embedded data are trained: half a minute on two cores."""
+
+CONFIG, CHECKPOINT = "pretrain.json", "checkpoint.pt"
+
+
+def pretrain(config: PretrainConfig, *, data: ImageData | None = None, quiet: bool = False) -> Backbone:
+    """Train a backbone into a directory, or go on where an earlier call was stopped.
+
+    The directory holds `backbone.safetensors`, `backbone.json`, a model card, the checkpoint and TensorBoard events.
+    On the CPU a run that was stopped and resumed ends with the same weights as one that was not.
+
+    Args:
+        config: What to train, on what, how.
+        data: Taken instead of what `config.data` names.
+        quiet: Print nothing.
+
+    Returns:
+        The trained backbone, on the CPU, in evaluation mode, not frozen.
+
+    Raises:
+        ValueError: If names are unknown, data and backbone do not fit, the directory was begun with other settings, or
+            training diverges.
+        FileExistsError: If the directory holds something else.
+    """
+    _find(config.backbone)  # an unknown name is told before data is read
+    device = find_device(config.device)
+    check_directory(config.out)
+    images = data if data is not None else load(config.data, image_size=config.image_size)
+    check_held_out(images)
+    settings = {**config.as_json(), "data_fingerprint": images.fingerprint}
+    if (config.out / CONFIG).is_file():
+        check_same(config.out, settings)
+    if (config.out / CARD).is_file():
+        return _finished(config, images, quiet)
+    trainer = Trainer(_untrained(config, images), images, config, device=device)
+    config.out.mkdir(parents=True, exist_ok=True)
+    write_whole(config.out / CONFIG, lambda path: path.write_text(json.dumps(settings, indent=2) + "\n"))
+    _train(trainer, config, quiet)
+    card = describe(trainer.finish(), images, config.as_json(), final_accuracy(trainer))
+    write_result(config.out, trainer.backbone, card, command=config.command())
+    _say(quiet, f"{config.out / WEIGHTS}: test accuracy {card['accuracy']['test']['full']:.2%}")
+    return trainer.backbone
+
+
+def pretrained(name: str, data: ImageData) -> Backbone:
+    """Return a trained backbone for embedded data: from the cache, or trained now and kept there.
+
+    Processes that start at the same time each train it, to the same weights; one of them puts it in the cache.
+
+    Args:
+        name: As for `make_backbone`.
+        data: Embedded, with the policy's part held out.
+
+    Raises:
+        ValueError: If the data is not embedded, or the name is unknown.
+    """
+    if data.name not in EMBEDDED:
+        raise ValueError(
+            f"backbone {name} for {data.name}: expected a file with its weights, got none. Pass --weights FILE, or "
+            f"train them first: skipgym pretrain --backbone {name} --data {data.name} --out RUN, then "
+            f"--weights RUN/{WEIGHTS}. (Trained on first use without: {', '.join(sorted(EMBEDDED))}.)"
+        )
+    _find(name)
+    check_held_out(data)
+    directory = cache_dir() / "backbones" / f"{name}-{data.fingerprint}-{EMBEDDED_RECIPE.digest()}"
+    kept = _intact(directory, name, data)
+    return kept or _train_embedded(name, data, directory)
+
+
+def find_device(name: str) -> torch.device:
+    """Return the named device; `auto` takes a GPU where there is one.
+
+    Raises:
+        ValueError: If there is no such device here.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:  # torch without CUDA asserts
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"device: expected one that works, got {name!r} ({reason}). Use --device auto.") from error
+
+
+def check_directory(out: Path) -> None:
+    """Raise a FileExistsError if a directory, or a file of its name, holds what is not ours."""
+    if out.is_dir():
+        foreign = sorted(path.name for path in out.iterdir()) if not (out / CONFIG).is_file() else []
+    else:
+        foreign = ["a file of that name"] if out.exists() else []
+    if foreign:
+        raise FileExistsError(
+            f"out {out}: expected a new directory, or one that skipgym pretrain began, got one with "
+            f"{', '.join(foreign[:3])}{', …' if len(foreign) > 3 else ''}. Choose another --out."
+        )
+
+
+def check_same(out: Path, settings: dict[str, Any]) -> None:
+    """Raise a ValueError naming the settings that differ from those a directory was begun with."""
+    begun = json.loads((out / CONFIG).read_text())
+    names = sorted({*begun, *settings} - {"out"})
+    differing = [f"{name} {begun.get(name)!r}, got {settings.get(name)!r}" for name in names]
+    differing = [text for name, text in zip(names, differing, strict=True) if begun.get(name) != settings.get(name)]
+    if differing:
+        raise ValueError(
+            f"out {out}: begun with other settings: expected {'; '.join(differing)}. "
+            "Nothing was overwritten. Choose another --out, or the same settings to resume."
+        )
+
+
+def check_held_out(data: ImageData) -> None:
+    """Raise a ValueError if the policy's images would be trained on."""
+    if data.seen:
+        raise ValueError(
+            f"data {data.name}: expected the policy's images apart from the backbone's, got both joined. "
+            "Load it with policy_from='held-out'."
+        )
+
+
+def final_accuracy(trainer: Trainer) -> dict[str, Metrics]:
+    """Measure on val and, the only time, on test."""
+    parts = {"val": trainer.data.val, "test": trainer.data.test}
+    return {name: {**trainer.measure(part), "n": len(part)} for name, part in parts.items()}
+
+
+def _untrained(config: PretrainConfig, data: ImageData) -> Backbone:
+    shape = {"num_classes": data.num_classes, "input_shape": data.image_shape, "class_names": data.class_names}
+    try:
+        if config.init is not None:
+            return load_backbone(config.backbone, config.init, **shape)
+        return _random(config.backbone, data, config.seed)
+    except AssertionError as error:  # torchvision's way to say that an image is smaller than a patch
+        _, height, width = data.image_shape
+        raise ValueError(
+            f"{config.backbone} on {height} x {width} images: {error}. Use --image-size or another --backbone."
+        ) from error
+
+
+def _random(name: str, data: ImageData, seed: int) -> Backbone:
+    # a backbone that takes colour only sees a grey channel three times
+    times = 3 // len(data.mean) if _find(name).colour_only else 1
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return make_backbone(
+            name,
+            num_classes=data.num_classes,
+            input_shape=data.image_shape,
+            mean=data.mean * times,
+            std=data.std * times,
+            class_names=data.class_names,
+        )
+
+
+def _train(trainer: Trainer, config: PretrainConfig, quiet: bool) -> None:
+    from torch.utils.tensorboard import SummaryWriter  # slow to import
+
+    if (config.out / CHECKPOINT).is_file():
+        trainer.load_state_dict(_read_checkpoint(config.out / CHECKPOINT))
+        _say(quiet, f"{config.out}: resuming after epoch {trainer.epochs_done}")
+    began, first = time.perf_counter(), trainer.epochs_done
+    with SummaryWriter(str(config.out), purge_step=first + 1) as events:
+        while (epoch := trainer.epochs_done + 1) <= config.epochs:
+            metrics = trainer.run_epoch(quiet=quiet)
+            write_whole(config.out / CHECKPOINT, lambda path: torch.save(trainer.state_dict(), path))
+            _log(events, metrics, epoch)
+            rest = (config.epochs - epoch) * (time.perf_counter() - began) / (epoch - first)
+            _say(quiet, _line(metrics, epoch, config.epochs, rest))
+
+
+def _log(events: "SummaryWriter", metrics: Metrics, epoch: int) -> None:
+    for name, value in metrics.items():
+        events.add_scalar(f"pretrain/{name}", value, epoch)
+
+
+def _line(metrics: Metrics, epoch: int, epochs: int, rest: float) -> str:
+    half = f"  half {metrics['val_half']:.2%}" if "val_half" in metrics else ""
+    return (
+        f"epoch {epoch}/{epochs}  loss {metrics['loss']:.3f}  val {metrics['val_full']:.2%}{half}  "
+        f"{metrics['images_per_s']:,.0f} images/s  {timedelta(seconds=round(rest))} left"
+    )
+
+
+def _say(quiet: bool, text: str) -> None:
+    if not quiet:
+        print(text, flush=True)
+
+
+def _read_checkpoint(path: Path) -> dict[str, Any]:
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except (UnpicklingError, RuntimeError, EOFError) as error:
+        raise ValueError(f"checkpoint {path}: expected a whole one, got {error}. Choose another --out.") from error
+
+
+def _finished(config: PretrainConfig, data: ImageData, quiet: bool) -> Backbone:
+    _say(quiet, f"{config.out}: finished before, not trained again")
+    return read_result(config.out, config.backbone, data)
+
+
+def _intact(directory: Path, name: str, data: ImageData) -> Backbone | None:
+    try:
+        return read_result(directory, name, data)
+    except (ValueError, OSError):  # absent, or damaged: to be trained
+        return None
+
+
+def _train_embedded(name: str, data: ImageData, directory: Path) -> Backbone:
+    trainer = Trainer(_random(name, data, EMBEDDED_RECIPE.seed), data, EMBEDDED_RECIPE)
+    for _ in tqdm(range(EMBEDDED_RECIPE.epochs), f"training {name} on {data.name}, once", leave=False, disable=None):
+        trainer.run_epoch()
+    card = describe(trainer.finish(), data, asdict(EMBEDDED_RECIPE), final_accuracy(trainer))
+    try:
+        _publish(directory, trainer.backbone, card, data)
+    except OSError as error:
+        warnings.warn(
+            f"The trained backbone is not kept: cannot write {directory} ({error}). Set SKIPGYM_CACHE to a directory "
+            "with room and write permission.",
+            stacklevel=3,
+        )
+    return trainer.backbone
+
+
+def _publish(directory: Path, backbone: Backbone, card: dict[str, Any], data: ImageData) -> None:
+    """Put a result in its place in one step; what another process put there meanwhile stays if it is whole."""
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=directory.parent, prefix=".new-") as scratch:
+        whole, damaged = Path(scratch) / "whole", Path(scratch) / "damaged"
+        whole.mkdir()
+        write_result(whole, backbone, card, command=f"skipgym.backbones.pretrain.pretrained({backbone.name!r}, data)")
+        if directory.exists() and _intact(directory, backbone.name, data) is None:
+            os.replace(directory, damaged)
+        try:
+            os.replace(whole, directory)
+        except OSError:
+            if _intact(directory, backbone.name, data) is None:
+                raise

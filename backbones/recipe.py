@@ -1,0 +1,138 @@
+"""How a backbone is trained: the recipe, what follows from it, and where it is applied."""
+
+import hashlib
+import json
+import math
+import shlex
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, Literal, get_args, get_type_hints
+
+import torch
+from torch import Tensor
+
+WARM_UP = 0.3  # share of a one-cycle schedule in which the learning rate rises
+START = 1 / 25  # of the highest learning rate, where a one-cycle schedule begins
+REVISION = 1  # of the training code; raise it when the same recipe gives other weights
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """How to train. Weights follow from this, the backbone and the data alone.
+
+    Raises:
+        ValueError: If a value is out of range.
+    """
+
+    epochs: int = 30
+    """Passes over the train part of the data; the policy's part is kept away."""
+    batch_size: int = 128
+    """Images in a step. What is left of an epoch after the last full batch is dropped."""
+    lr: float = 0.1
+    """Highest learning rate of the schedule."""
+    schedule: Literal["one-cycle", "cosine"] = "one-cycle"
+    """one-cycle: up from lr/25 for 30 % of the steps, then half a cosine to 0. cosine: half a cosine from lr to 0."""
+    momentum: float = 0.9
+    """Nesterov momentum of SGD."""
+    weight_decay: float = 5e-4
+    """L2 penalty on all parameters."""
+    label_smoothing: float = 0.0
+    """Share of the target spread over all classes."""
+    stochastic_depth: float = 0.0
+    """Probability that the last block is left out of an image's training step (Huang et al. 2016, without rescaling,
+    since a policy later skips for good). Above 0 the backbone learns to bear skipping."""
+    depth_schedule: Literal["linear", "uniform"] = "linear"
+    """linear: block l of L is left out with l/L times stochastic_depth. uniform: all with the same probability."""
+    distill: float = 0.0
+    """0: the skipped path learns from the labels. Above: the full path does, and the skipped path learns from the full
+    one's soft labels, with this weight of their KL divergence. Costs twice the time."""
+    seed: int = 0
+    """Of initial weights, order, augmentation and skipping."""
+    keep: Literal["last", "best"] = "last"
+    """Which epoch's weights are kept; best by accuracy of the full path on the val part."""
+    channels_last: bool = True
+    """Memory layout of the weights."""
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        for name, low, high in (("epochs", 1, math.inf), ("batch_size", 2, math.inf), ("seed", 0, 2**63 - 1)):
+            _check(name, getattr(self, name), low <= getattr(self, name) <= high, f"at least {low}")
+        _check("lr", self.lr, 0 < self.lr < math.inf, "a number above 0")
+        for name in ("momentum", "label_smoothing", "stochastic_depth"):
+            _check(name, getattr(self, name), 0 <= getattr(self, name) < 1, "a number from 0 to below 1")
+        for name in ("weight_decay", "distill"):
+            _check(name, getattr(self, name), 0 <= getattr(self, name) < math.inf, "0 or above")
+        for name in ("schedule", "depth_schedule", "keep"):
+            options = get_args(get_type_hints(Recipe)[name])
+            _check(name, getattr(self, name), getattr(self, name) in options, f"one of {', '.join(options)}")
+        _check("distill", self.distill, not self.distill or self.stochastic_depth > 0, "0 without --stochastic-depth")
+
+    def digest(self) -> str:
+        """Return 16 hexadecimal digits that change with the recipe and with the training code's revision."""
+        own = {field.name: getattr(self, field.name) for field in fields(Recipe)}
+        return hashlib.sha256(json.dumps([REVISION, own], sort_keys=True).encode()).hexdigest()[:16]
+
+    def lr_at(self, progress: float) -> float:
+        """Return the learning rate after a share of all steps, 0…1."""
+        if self.schedule == "one-cycle" and progress < WARM_UP:
+            return self.lr * (START + (1 - START) * progress / WARM_UP)
+        fallen = (progress - WARM_UP) / (1 - WARM_UP) if self.schedule == "one-cycle" else progress
+        return self.lr * (1 + math.cos(math.pi * fallen)) / 2
+
+    def skip_probabilities(self, blocks: int) -> Tensor:
+        """Return how likely each block is left out in training. Shape (L,)."""
+        if self.depth_schedule == "uniform":
+            return torch.full((blocks,), self.stochastic_depth)
+        return torch.arange(1, blocks + 1) / blocks * self.stochastic_depth
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainConfig(Recipe):
+    """What `skipgym pretrain` trains, on what, how, and where the result goes.
+
+    Raises:
+        ValueError: If a value is out of range.
+    """
+
+    backbone: str = "resnet20"
+    """Architecture; `skipgym list` names them."""
+    data: str = "digits"
+    """Registered name, ImageFolder directory or .npz."""
+    out: Path
+    """Directory for weights, card, checkpoint and TensorBoard events. The same command again resumes."""
+    init: Path | None = None
+    """Weights to start from, for instance a published checkpoint that is to learn to bear skipping. Images are then
+    normalised as those weights expect: by the .json next to them, else as ImageNet."""
+    image_size: int | None = None
+    """Height and width in pixels to bring the images to."""
+    device: str = "auto"
+    """auto, cpu, cuda, mps, …; on the CPU a resumed run ends with the same weights bit for bit."""
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        super().__post_init__()
+        _check("image_size", self.image_size, self.image_size is None or self.image_size >= 1, "at least 1 pixel")
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the fields as JSON can hold them."""
+        return {name: str(value) if isinstance(value, Path) else value for name, value in asdict(self).items()}
+
+    def command(self) -> str:
+        """Return the command line that gives this configuration."""
+        words = ["skipgym", "pretrain", "--backbone", self.backbone, "--data", self.data]
+        for field in fields(self):
+            value = getattr(self, field.name)
+            flag = field.name.replace("_", "-")
+            if field.name in ("backbone", "data") or value == field.default:
+                continue
+            if isinstance(value, bool):
+                words += [f"--{flag}" if value else f"--no-{flag}"]
+            else:
+                words += [f"--{flag}", str(value)]
+        return shlex.join(words)
+
+
+def _check(name: str, value: Any, ok: bool, expected: str) -> None:
+    if not ok:
+        flag = name.replace("_", "-")
+        raise ValueError(f"{name}: expected {expected}, got {value!r}. Change --{flag}.")

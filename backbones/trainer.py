@@ -1,0 +1,237 @@
+"""The training loop of a backbone: deterministic, resumable after each epoch, with blocks left out image by image."""
+
+import time
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from tqdm import tqdm
+
+from ..data import Augment, ImageData, Part
+from .backbone import Backbone
+from .recipe import Recipe
+from .routing import route
+
+Metrics = dict[str, float]
+
+
+class Batch(NamedTuple):
+    """One step's images as the network takes them, their labels, and which blocks run: (N, C, H, W), (N,), (N, L)."""
+
+    x: Tensor
+    labels: Tensor
+    keep: Tensor
+
+
+class Trainer:
+    """Trains an unfrozen backbone by a recipe.
+
+    What epoch e draws depends on (seed, e) alone, and the learning rate on the step, so weights, momentum and the
+    number of epochs done are all that a checkpoint needs.
+
+    Args:
+        backbone: Is trained in place; its train part is all of the data that training reads.
+        data: Images; `val` is read after each epoch.
+        recipe: How to train.
+        device: Where to.
+
+    Attributes:
+        history: Metrics of each epoch done: loss, lr, val_full, val_half (with stochastic depth), images_per_s.
+
+    Raises:
+        ValueError: If there are fewer training images than a batch needs.
+    """
+
+    def __init__(self, backbone: Backbone, data: ImageData, recipe: Recipe, *, device: str | torch.device = "cpu"):
+        if len(data.train) < recipe.batch_size:
+            raise ValueError(
+                f"batch_size: expected at most the {len(data.train)} training images of {data.name}, "
+                f"got {recipe.batch_size}. Change --batch-size."
+            )
+        self.backbone, self.data, self.recipe, self.device = backbone, data, recipe, torch.device(device)
+        layout = torch.channels_last if recipe.channels_last else torch.contiguous_format
+        backbone.to(device=self.device, memory_format=layout)  # pyright: ignore[reportCallIssue]
+        self.optimizer = torch.optim.SGD(
+            backbone.network.parameters(),
+            lr=recipe.lr,
+            momentum=recipe.momentum,
+            weight_decay=recipe.weight_decay,
+            nesterov=recipe.momentum > 0,
+        )
+        self.steps = len(data.train) // recipe.batch_size
+        self.history: list[Metrics] = []
+        self.best: dict[str, Tensor] = {}
+
+    @property
+    def epochs_done(self) -> int:
+        """Number of epochs trained so far."""
+        return len(self.history)
+
+    def run_epoch(self, *, quiet: bool = True) -> Metrics:
+        """Train one epoch, measure on val, and return both as the history keeps them.
+
+        Raises:
+            ValueError: If the loss is no longer a finite number.
+        """
+        began, epoch = time.perf_counter(), self.epochs_done
+        loss = self._train_epoch(epoch, quiet)
+        seconds = time.perf_counter() - began
+        metrics = {
+            "loss": loss,
+            "lr": self.recipe.lr_at(epoch / self.recipe.epochs),
+            **{f"val_{path}": value for path, value in self.measure(self.data.val).items()},
+            "images_per_s": self.steps * self.recipe.batch_size / seconds,
+        }
+        self.history.append(metrics)
+        if self.recipe.keep == "best" and metrics["val_full"] == max(past["val_full"] for past in self.history):
+            self.best = {key: value.clone() for key, value in self.backbone.network.state_dict().items()}
+        return metrics
+
+    def measure(self, part: Part) -> Metrics:
+        """Return the accuracy on a part of the full path and, with stochastic depth, of a random half of the blocks."""
+        measured = {"full": accuracy(self.backbone, part)}
+        if self.recipe.stochastic_depth:
+            keep = random_half(len(part), len(self.backbone.blocks), seed=self.recipe.seed)
+            measured["half"] = accuracy(self.backbone, part, keep)
+        return measured
+
+    def finish(self) -> Backbone:
+        """Return the backbone with the weights to keep, on the CPU and in evaluation mode."""
+        if self.best:
+            self.backbone.network.load_state_dict(self.best)
+        return self.backbone.eval().to(device="cpu", memory_format=torch.contiguous_format)  # pyright: ignore[reportCallIssue]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return all that another trainer of the same recipe and data needs to go on."""
+        return {
+            "network": self.backbone.network.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "history": self.history,
+            "best": self.best,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from where another trainer was."""
+        self.backbone.network.load_state_dict(state["network"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.history, self.best = state["history"], state["best"]
+
+    def batches(self, epoch: int) -> Iterator[Batch]:
+        """Yield the batches of an epoch."""
+        train, size = self.data.train, self.recipe.batch_size
+        generator = torch.Generator().manual_seed(derived_seed(self.recipe.seed, epoch))
+        order = torch.randperm(len(train), generator=generator)
+        uniforms = torch.rand((len(train), Augment.draws), generator=generator)
+        keep = draw_keep(self.recipe.skip_probabilities(len(self.backbone.blocks)), len(train), generator)
+        for rows in torch.arange(self.steps * size).split(size):
+            images = self.data.augment.apply(train.images[order[rows]], uniforms[rows]).to(self.device)
+            labels = train.labels[order[rows]].to(self.device)
+            yield Batch(self.backbone.prepare(images), labels, at_least_two(keep[rows]).to(self.device))
+
+    def _train_epoch(self, epoch: int, quiet: bool) -> float:
+        self.backbone.train()
+        total = torch.zeros((), device=self.device)
+        name = f"epoch {epoch + 1}/{self.recipe.epochs}"
+        # None: no bar where nobody watches a terminal
+        bar = tqdm(self.batches(epoch), name, self.steps, leave=False, disable=True if quiet else None)
+        with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
+            torch.manual_seed(derived_seed(self.recipe.seed, epoch))  # for networks that draw themselves (dropout)
+            for step, batch in enumerate(bar):
+                loss = self._step(batch, (epoch * self.steps + step) / (self.recipe.epochs * self.steps))
+                total += loss.detach()
+                if not bar.disable:
+                    bar.set_postfix(loss=f"{loss.item():.3f}")
+        return self._checked(total.item() / self.steps, epoch)
+
+    def _step(self, batch: Batch, progress: float) -> Tensor:
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.recipe.lr_at(progress)
+        loss = self._loss(batch)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        self.optimizer.step()
+        return loss
+
+    def _loss(self, batch: Batch) -> Tensor:
+        skipped = forward_kept(self.backbone, batch.x, batch.keep) if self.recipe.stochastic_depth else None
+        if skipped is not None and not self.recipe.distill:
+            return F.cross_entropy(skipped, batch.labels, label_smoothing=self.recipe.label_smoothing)
+        full = self.backbone(batch.x)
+        loss = F.cross_entropy(full, batch.labels, label_smoothing=self.recipe.label_smoothing)
+        return loss if skipped is None else loss + self.recipe.distill * soft_label_loss(skipped, full)
+
+    def _checked(self, loss: float, epoch: int) -> float:
+        if not np.isfinite(loss):
+            raise ValueError(
+                f"training diverged: expected a finite loss, got {loss} in epoch {epoch + 1}. "
+                f"Lower --lr (now {self.recipe.lr:g}) and choose another --out."
+            )
+        return loss
+
+
+def forward_kept(backbone: Backbone, x: Tensor, keep: Tensor) -> Tensor:
+    """Execute for each image only the blocks it keeps.
+
+    Args:
+        backbone: Stem and head run on all rows, a block on those that keep it, its bypass on the others.
+        x: Prepared images. Shape (N, C, H, W).
+        keep: 1 where the block runs. Shape (N, L), values in {0, 1}.
+
+    Returns:
+        Logits. Shape (N, classes).
+    """
+    x = backbone.stem(x)
+    for block, kept in zip(backbone.blocks, keep.unbind(1), strict=True):
+        x = route([block.bypass, block.run], x, kept)
+    return backbone.head(x)
+
+
+def soft_label_loss(student: Tensor, teacher: Tensor) -> Tensor:
+    """Return KL(teacher ‖ student), averaged over rows; the teacher gets no gradient. Logits of shape (N, classes)."""
+    target = F.log_softmax(teacher.detach(), 1)
+    return F.kl_div(F.log_softmax(student, 1), target, reduction="batchmean", log_target=True)
+
+
+def accuracy(backbone: Backbone, part: Part, keep: Tensor | None = None) -> float:
+    """Return the share of right answers in evaluation mode, 0…1.
+
+    Args:
+        backbone: Unfrozen or frozen, on any device.
+        part: Images and labels.
+        keep: 1 where a block runs; everything runs where it is not given. Shape (N, L).
+    """
+    device = next(backbone.network.parameters()).device
+    was_training, right = backbone.training, 0
+    backbone.eval()
+    with torch.no_grad():
+        for images, labels, index in part.batches(256):
+            x = backbone.prepare(images.to(device))
+            logits = backbone(x) if keep is None else forward_kept(backbone, x, keep[index].to(device))
+            right += int((logits.argmax(1).cpu() == labels).sum())
+    backbone.train(was_training)
+    return right / len(part)
+
+
+def draw_keep(skip_probabilities: Tensor, count: int, generator: torch.Generator) -> Tensor:
+    """Draw for each image and block whether it runs. Shapes (L,) to (count, L), values in {0, 1}."""
+    uniforms = torch.rand((count, len(skip_probabilities)), generator=generator)
+    return (uniforms >= skip_probabilities).long()
+
+
+def at_least_two(keep: Tensor) -> Tensor:
+    """Let all rows run a block that only one of them keeps: BatchNorm has no variance of one. Shape (N, L)."""
+    return torch.where(keep.sum(0) == 1, 1, keep)
+
+
+def random_half(count: int, blocks: int, *, seed: int) -> Tensor:
+    """Keep a random half of the blocks (rounded down, at least one) for each image. Shape (count, blocks)."""
+    uniforms = torch.rand((count, blocks), generator=torch.Generator().manual_seed(seed))
+    return (uniforms.argsort(1) < max(1, blocks // 2)).long()
+
+
+def derived_seed(seed: int, epoch: int) -> int:
+    """Return a seed for one epoch, unrelated to those of other epochs and seeds."""
+    return int(np.random.SeedSequence([seed, epoch]).generate_state(1, np.uint64)[0] >> 1)

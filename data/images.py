@@ -1,0 +1,172 @@
+"""What a data set is to the rest of the gym: four disjoint parts of images and labels."""
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from .augment import Augment
+from .ranks import class_ranks
+
+PartName = Literal["train", "policy", "val", "test"]
+PART_NAMES: tuple[PartName, ...] = get_args(PartName)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Part:
+    """Images with their labels.
+
+    Attributes:
+        images: Pixels. Shape (N, C, H, W), uint8, C is 1 or 3.
+        labels: Class of each image. Shape (N,), int64.
+
+    Raises:
+        ValueError: If a shape or dtype differs from the above, or the part is empty.
+    """
+
+    images: Tensor
+    labels: Tensor
+
+    def __post_init__(self) -> None:
+        """Check shapes and dtypes."""
+        images, labels = self.images, self.labels
+        if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] not in (1, 3) or images.numel() == 0:
+            raise ValueError(
+                f"These are no images: expected uint8 of shape (N, 1 or 3, H, W), none of them 0, got {images.dtype} "
+                f"of shape {tuple(images.shape)}. Remedy: put the channels first and scale the pixels to 0..255."
+            )
+        if labels.dtype != torch.int64 or labels.shape != images.shape[:1]:
+            raise ValueError(
+                f"Labels do not fit their images: expected int64 of shape ({len(images)},), got {labels.dtype} of "
+                f"shape {tuple(labels.shape)}. Remedy: give one class number for each image."
+            )
+
+    def __len__(self) -> int:
+        """Return the number of images."""
+        return len(self.labels)
+
+    def __repr__(self) -> str:
+        """Return size and image shape, not the pixels."""
+        return f"Part({len(self)} images of {'x'.join(map(str, self.images.shape[1:]))})"
+
+    def batches(self, size: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """Yield images, labels and the images' numbers within this part, in order; the last batch may be smaller.
+
+        Args:
+            size: Images in a batch, at least 1.
+        """
+        _check_positive("size of a batch", size)
+        index = torch.arange(len(self))
+        for start in range(0, len(self), size):
+            rows = slice(start, start + size)
+            yield self.images[rows], self.labels[rows], index[rows]
+
+    def subset(self, n: int) -> "Part":
+        """Return n images with the classes in (nearly) the same proportions, or all of them if there are fewer.
+
+        A smaller subset is contained in a larger one. Calls with the same n agree, in every process.
+        """
+        _check_positive("size of a subset", n)
+        if n >= len(self):
+            return self
+        share = (class_ranks(self.labels) + 0.5) / self.labels.bincount()[self.labels]
+        rows = share.argsort(stable=True)[:n].sort().values
+        return Part(self.images[rows], self.labels[rows])
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ImageData:
+    """A data set, split.
+
+    A network knows the images by heart which it was trained on, so a policy trained on the same ones learns that
+    everything is easy. Hence `policy` lies outside `train`. Where a backbone came trained from elsewhere nothing of the
+    training images is new to it, and `seen` says so: the policy's images then want `Augment.strong`, and `val`, which
+    is cut from the training images unless its publisher kept it apart, flatters that backbone too.
+
+    Attributes:
+        name: Registered name, or name of the file or directory.
+        train: What the backbone is trained on.
+        policy: What the policy is trained on.
+        val: What hyper-parameters and checkpoints are chosen on.
+        test: What is read once, at the end.
+        class_names: Name of each class, in the order of the labels.
+        mean: Mean of each channel over `train` before anything is joined to it, with pixels scaled to [0, 1].
+        std: Standard deviation to go with `mean`; at least 1/255.
+        augment: Augmentation that leaves these images' labels true.
+        fingerprint: 16 hexadecimal digits of the SHA-256 of images, labels and the split.
+        note: How the parts came about.
+        seen: Whether the policy part consists of the backbone's training images.
+    """
+
+    name: str
+    train: Part
+    policy: Part
+    val: Part
+    test: Part
+    class_names: tuple[str, ...]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    augment: Augment
+    fingerprint: str
+    note: str
+    seen: bool = False
+
+    def part(self, name: PartName) -> Part:
+        """Return the part called train, policy, val or test.
+
+        Raises:
+            ValueError: If there is no such part.
+        """
+        parts = {"train": self.train, "policy": self.policy, "val": self.val, "test": self.test}
+        if name not in parts:
+            raise ValueError(f"Unknown part of the data: expected one of {', '.join(parts)}, got {name!r}.")
+        return parts[name]
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """Channels, height and width of every image."""
+        channels, height, width = self.train.images.shape[1:]
+        return channels, height, width
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes."""
+        return len(self.class_names)
+
+
+def channel_statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Return mean and standard deviation of each channel, for pixels scaled to [0, 1].
+
+    They come from histograms: exact, and without a float copy of the images.
+
+    Args:
+        images: Shape (N, C, H, W), uint8.
+    """
+    levels = torch.arange(256, dtype=torch.float64) / 255
+    means, stds = [], []
+    for channel in images.unbind(1):
+        weights = torch.bincount(channel.flatten(), minlength=256).double() / channel.numel()
+        mean = (weights * levels).sum()
+        std = (weights * (levels - mean) ** 2).sum().sqrt()
+        means.append(float(mean))
+        stds.append(max(float(std), 1 / 255))  # a constant channel must not divide by zero
+    return tuple(means), tuple(stds)
+
+
+def fingerprint(parts: Mapping[str, Part], class_names: tuple[str, ...]) -> str:
+    """Return 16 hexadecimal digits that change with any image, label, class name or with the split."""
+    digest = hashlib.sha256(repr(class_names).encode())
+    for name in PART_NAMES:
+        part = parts[name]
+        digest.update(f"{name} {tuple(part.images.shape)}".encode())
+        digest.update(part.images.contiguous().numpy().data)
+        digest.update(part.labels.contiguous().numpy().data)
+    return digest.hexdigest()[:16]
+
+
+def _check_positive(what: str, value: int) -> None:
+    if value < 1:
+        raise ValueError(f"The {what} is too small: expected at least 1, got {value}.")

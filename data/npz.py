@@ -1,0 +1,143 @@
+"""Arrays in MedMNIST layout."""
+
+import zipfile
+import zlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from .images import Part
+from .splits import Source
+
+Array = NDArray[Any]
+_REQUIRED = ("train_images", "train_labels", "test_images", "test_labels")
+_VALIDATION = ("val_images", "val_labels")
+_OPTIONAL = (*_VALIDATION, "class_names")
+_GIVEN = ("train", "val", "test")
+
+
+def load_npz(path: Path) -> Source:
+    """Read an `.npz` with images and labels for training and test, optionally for validation.
+
+    Images have shape (N, H, W) or (N, H, W, C) with 1 or 3 channels, uint8 or floats in [0, 1]; labels have shape (N,)
+    or (N, 1), integers from 0. `class_names` is an array of strings. Nothing is unpickled.
+
+    Args:
+        path: The file.
+
+    Raises:
+        ValueError: If the file is damaged, a key is missing or an array does not fit the above.
+    """
+    arrays = _read(path)
+    given = [part for part in _GIVEN if f"{part}_images" in arrays]
+    parts = {part: _part(path, part, arrays) for part in given}
+    return Source(
+        name=path.name,
+        parts=parts,
+        class_names=_class_names(path, arrays, max(int(part.labels.max()) for part in parts.values()) + 1),
+        flip=parts["train"].images.shape[1] == 3,  # photographs may be mirrored; grey images are often signs
+    )
+
+
+def _read(path: Path) -> dict[str, Array]:
+    if not zipfile.is_zipfile(path):
+        raise ValueError(
+            f"{path} is no whole .npz: expected a zip archive of arrays, got something else or a truncated file. "
+            "Remedy: write it with numpy.savez, or download it again."
+        )
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            _check_keys(path, file.files)
+            return {key: _member(path, file, key) for key in (*_REQUIRED, *_OPTIONAL) if key in file.files}
+    except (zipfile.BadZipFile, zlib.error, EOFError, OSError) as error:
+        raise ValueError(f"{path} is damaged: expected arrays, got: {error}. Remedy: download it again.") from error
+
+
+def _member(path: Path, file: Mapping[str, Array], key: str) -> Array:
+    try:
+        array = file[key]
+    except ValueError as error:  # NumPy refuses object arrays this way
+        remedy = "numpy.array(names, dtype=str)" if key == "class_names" else "one plain array of numbers"
+        raise ValueError(
+            f"{key} in {path} cannot be read: expected a plain array, got one of Python objects, which would have to "
+            f"be unpickled, or a damaged one ({error}). Remedy: save {remedy}."
+        ) from error
+    if not isinstance(array, np.ndarray):
+        raise ValueError(f"{key} in {path} is no array: expected .npy content, got {type(array).__name__}.")
+    return array
+
+
+def _check_keys(path: Path, keys: Sequence[str]) -> None:
+    wanted = [*_REQUIRED, *(_VALIDATION if set(_VALIDATION) & set(keys) else ())]
+    missing = [key for key in wanted if key not in keys]
+    if missing:
+        raise ValueError(
+            f"{path} lacks {', '.join(missing)}: expected {', '.join(wanted)} (MedMNIST layout), got "
+            f"{', '.join(keys) or 'nothing'}. Remedy: save the arrays under these names."
+        )
+
+
+def _part(path: Path, part: str, arrays: Mapping[str, Array]) -> Part:
+    images = _pixels(f"{part}_images in {path}", arrays[f"{part}_images"])
+    labels = _labels(f"{part}_labels in {path}", arrays[f"{part}_labels"])
+    if len(images) != len(labels):
+        raise ValueError(
+            f"{part}_images and {part}_labels in {path} differ in number: expected one label for each of {len(images)} "
+            f"images, got {len(labels)}."
+        )
+    channels_first = images[:, None] if images.ndim == 3 else images.transpose(0, 3, 1, 2)
+    return Part(torch.from_numpy(np.ascontiguousarray(channels_first)), torch.from_numpy(labels))
+
+
+def _pixels(what: str, images: Array) -> NDArray[np.uint8]:
+    if images.ndim == 5:
+        raise ValueError(
+            f"{what} holds clips: expected images of shape (N, H, W) or (N, H, W, C), got {images.shape}. Clips (N, T, "
+            "H, W, C) are not supported by tasks on images yet. Remedy: save one frame of each clip."
+        )
+    if images.ndim not in (3, 4) or images.size == 0 or (images.ndim == 4 and images.shape[-1] not in (1, 3)):
+        raise ValueError(
+            f"{what} has the wrong shape: expected (N, H, W) or (N, H, W, C) with 1 or 3 channels last and no "
+            f"dimension of 0, got {images.shape}. Remedy: transpose or convert the images."
+        )
+    if images.dtype == np.uint8:
+        return images
+    if not np.issubdtype(images.dtype, np.floating):
+        raise ValueError(
+            f"{what} has the wrong type: expected uint8 or floats in [0, 1], got {images.dtype}. Remedy: scale the "
+            "pixels to 0..255 and save them as numpy.uint8."
+        )
+    low, high = float(images.min()), float(images.max())
+    if not (low >= 0 and high <= 1):  # also true of NaN
+        raise ValueError(
+            f"{what} is out of range: expected floats in [0, 1], got values from {low:g} to {high:g}. Remedy: replace "
+            "NaN and infinities, and scale the pixels to [0, 1] or to uint8."
+        )
+    return (images * 255).round().astype(np.uint8)
+
+
+def _labels(what: str, labels: Array) -> NDArray[np.int64]:
+    if labels.ndim == 2 and labels.shape[1] == 1:
+        labels = labels[:, 0]
+    if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
+        raise ValueError(
+            f"{what} does not fit: expected integers of shape (N,) or (N, 1), one class for each image, got "
+            f"{labels.dtype} of shape {labels.shape}. Remedy: save class numbers from 0 as numpy.int64."
+        )
+    return labels.astype(np.int64)
+
+
+def _class_names(path: Path, arrays: Mapping[str, Array], num_classes: int) -> tuple[str, ...]:
+    if "class_names" not in arrays:
+        return tuple(str(label) for label in range(num_classes))
+    names = arrays["class_names"]
+    if names.ndim != 1 or names.dtype.kind not in "US":
+        raise ValueError(
+            f"class_names in {path} does not fit: expected strings of shape (classes,), got {names.dtype} of shape "
+            f"{names.shape}. Remedy: save numpy.array(names, dtype=str)."
+        )
+    return tuple(name.decode() if isinstance(name, bytes) else str(name) for name in names)

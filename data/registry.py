@@ -1,0 +1,82 @@
+"""Data by name or by path."""
+
+import difflib
+from collections.abc import Callable
+from pathlib import Path
+from typing import get_args
+
+from .folder import load_folder
+from .images import ImageData
+from .npz import load_npz
+from .splits import PolicyFrom, Source, assemble
+
+Builder = Callable[[], Source]
+_BUILDERS: dict[str, tuple[Builder, str]] = {}
+
+
+def register_data(name: str, *, description: str) -> Callable[[Builder], Builder]:
+    """Register a function that returns a `Source` under a name for `load`.
+
+    Args:
+        name: What users type.
+        description: One line for `skipgym list`.
+
+    Raises:
+        ValueError: If the name is taken.
+    """
+    if name in _BUILDERS:
+        raise ValueError(f"Data named {name!r} exists already. Remedy: register yours under another name.")
+
+    def register(builder: Builder) -> Builder:
+        _BUILDERS[name] = (builder, description)
+        return builder
+
+    return register
+
+
+def data_names() -> dict[str, str]:
+    """Return the registered names with their descriptions."""
+    return {name: description for name, (_, description) in sorted(_BUILDERS.items())}
+
+
+def load(spec: str | Path, *, policy_from: PolicyFrom = "held-out", image_size: int | None = None) -> ImageData:
+    """Load data and split it, the same way each time.
+
+    Args:
+        spec: A registered name, an ImageFolder directory (DIR/{train,test[,val]}/CLASS/* or DIR/CLASS/*) or an `.npz`
+            in MedMNIST layout. A name wins over a path; write ./NAME for a directory that bears one.
+        policy_from: `held-out` keeps the policy's images from the backbone's training; `train` gives both parts all
+            training images outside val and sets `seen`, for backbones that came trained on everything.
+        image_size: Height and width in pixels to bring the images to. None leaves them as they are; an ImageFolder
+            then takes its most common size, at most 224.
+
+    Raises:
+        ValueError: If the spec is unknown, an option is out of range, or the data is unfit.
+        FileNotFoundError: If a path leads nowhere, or named data is neither here nor to be downloaded.
+    """
+    if policy_from not in get_args(PolicyFrom):
+        raise ValueError(f"Unknown policy_from: expected one of {get_args(PolicyFrom)}, got {policy_from!r}.")
+    if image_size is not None and image_size < 1:
+        raise ValueError(f"The image size is too small: expected at least 1 pixel, got {image_size}.")
+    return assemble(_source(spec, image_size), policy_from=policy_from, image_size=image_size)
+
+
+def _source(spec: str | Path, image_size: int | None) -> Source:
+    if spec in _BUILDERS:
+        return _BUILDERS[str(spec)][0]()
+    path = Path(spec).expanduser()
+    if path.is_dir():
+        return load_folder(path, image_size=image_size)
+    if path.is_file():
+        return load_npz(path)
+    if path.suffix == ".npz" or len(path.parts) > 1:
+        raise FileNotFoundError(
+            f"No data at {spec}: expected a directory of images or an .npz file, got a path that does not exist. "
+            "Remedy: correct the path; a relative one starts at the working directory."
+        )
+    close = difflib.get_close_matches(str(spec), _BUILDERS, n=3)
+    hint = f" (did you mean {' or '.join(close)}?)" if close else ""
+    raise ValueError(
+        f"Unknown data{hint}: expected one of {', '.join(data_names())}, got {str(spec)!r}. Remedy: pick one of these, "
+        "or give the path of an ImageFolder directory or of an .npz in MedMNIST layout."
+    )

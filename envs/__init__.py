@@ -1,0 +1,46 @@
+"""Decision tasks, and the environments that interpret them.
+
+The face for stable-baselines3 is `skipgym.envs.sb3_env`, imported apart because that library loads slowly.
+"""
+
+from .block_drop import BlockDrop
+from .build import build_engine
+from .choice import Choice, Hard, Masked, Soft, one_hot
+from .engine import Engine, Transition
+from .gym_env import SkipEnv
+from .layer_skip import LayerSkip
+from .observation import Layout
+from .rewards import REWARDS, Outcome, Reward, Spent, make_reward
+from .rollout import Run, rollout
+from .state import State, merge
+from .task import Task, make_task, register_task, task_names
+from .vector_env import SkipVectorEnv
+
+__all__ = [
+    "REWARDS",
+    "BlockDrop",
+    "Choice",
+    "Engine",
+    "Hard",
+    "LayerSkip",
+    "Layout",
+    "Masked",
+    "Outcome",
+    "Reward",
+    "Run",
+    "SkipEnv",
+    "SkipVectorEnv",
+    "Soft",
+    "Spent",
+    "State",
+    "Task",
+    "Transition",
+    "build_engine",
+    "make_reward",
+    "make_task",
+    "merge",
+    "one_hot",
+    "register_task",
+    "rollout",
+    "task_names",
+]

@@ -1,0 +1,98 @@
+"""From names to an environment's parts: data, backbone, task, reward."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from ..backbones import Backbone, load_backbone
+from ..data import Augment, ImageData
+from ..data import load as load_data
+from .engine import Engine, Price
+from .rewards import Reward, make_reward
+from .task import Task, make_task, task_class
+
+AugmentLevel = Literal["auto", "none", "light", "strong"]
+
+
+def build_engine(
+    task: str | Task,
+    *,
+    backbone: str | Backbone = "resnet20",
+    data: str | ImageData = "digits",
+    weights: str | Path | None = None,
+    reward: str | Reward = "accuracy",
+    price: Price = 0.3,
+    part: Literal["train", "policy", "val", "test"] = "policy",
+    augment: AugmentLevel = "auto",
+    task_options: Mapping[str, Any] | None = None,
+    policy_macs: int = 0,
+    num_envs: int = 1,
+) -> Engine:
+    """Build the engine behind every environment.
+
+    Args:
+        task: A registered name, or a task of your own.
+        backbone: A registered name, or a backbone.
+        data: What `skipgym.load_data` takes, or a data set.
+        weights: Checkpoint of the backbone. Without one the embedded data's backbone is trained on first use.
+        reward: A registered name, or a reward.
+        price: Of compute, in units of accuracy: a number, or a range drawn from for each episode and then observed.
+        part: Which images are dealt.
+        augment: How they are varied; `auto` is `strong` where the backbone has seen them, else none.
+        task_options: Passed to the task.
+        policy_macs: Cost of one decision of the policy, in MACs, charged as compute.
+        num_envs: Number of slots.
+
+    Raises:
+        ValueError: If a name is unknown, or the parts do not fit each other.
+    """
+    reward = make_reward(reward)
+    if isinstance(task, str):
+        task_class(task)  # an unknown name is told before data and weights are read
+    images = load_data(data, policy_from="train" if weights else "held-out") if isinstance(data, str) else data
+    if isinstance(task, str):
+        net = backbone if isinstance(backbone, Backbone) else find_backbone(backbone, images, weights)
+        task = make_task(task, net, **(task_options or {}))
+    check_fit(task, images)
+    return Engine(
+        task,
+        images.part(part),
+        reward=reward,
+        price=price,
+        num_envs=num_envs,
+        augment=choose_augment(augment, images),
+        policy_macs=policy_macs,
+    )
+
+
+def find_backbone(name: str, data: ImageData, weights: str | Path | None) -> Backbone:
+    """Return a trained backbone: from a checkpoint, or the cached one for embedded data."""
+    if weights is not None:
+        return load_backbone(
+            name, weights, num_classes=data.num_classes, input_shape=data.image_shape, class_names=data.class_names
+        )
+    from ..backbones.pretrain import pretrained
+
+    return pretrained(name, data)
+
+
+def check_fit(task: Task, data: ImageData) -> None:
+    """Raise a ValueError unless the data's images and classes are those of the task's backbone."""
+    expected, got = task.backbone.input_shape, data.image_shape
+    if expected[1:] != got[1:] or (expected[0] != got[0] and got[0] != 1):
+        raise ValueError(
+            f"data {data.name}: expected {expected[0]} x {expected[1]} x {expected[2]} images as the backbone takes, "
+            f"got {got[0]} x {got[1]} x {got[2]}. Resize them, or use a backbone trained at that size."
+        )
+    if task.backbone.num_classes != data.num_classes:
+        raise ValueError(
+            f"data {data.name}: expected {task.backbone.num_classes} classes as the backbone has, "
+            f"got {data.num_classes}. Use the data that it was trained on, or pretrain one."
+        )
+
+
+def choose_augment(level: AugmentLevel, data: ImageData) -> Augment:
+    """Return the augmentation of a level; `auto` looks at whether the backbone has seen the policy's images."""
+    if level == "auto":
+        level = "strong" if data.seen else "none"
+    return {"none": Augment(), "light": Augment.light(data), "strong": Augment.strong(data)}[level]

@@ -1,0 +1,114 @@
+"""A decision for each row of a batch, in the forms that interpreters need.
+
+A task asks its choice what becomes of the computation; it never knows who chooses. See the design in README.md.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ..backbones.routing import Branch, route
+
+
+def cost_dtype(device: torch.device) -> torch.dtype:
+    """Return the type in which MACs are summed: double precision where the device has it."""
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
+class Choice(ABC):
+    """One decision for each of N rows. A decision has one part, or several that are made at the same time."""
+
+    @abstractmethod
+    def among(self, branches: Sequence[Branch], x: Tensor) -> Tensor:
+        """Return what the chosen branches make of the rows.
+
+        Args:
+            branches: One function for each option; all give the same shape.
+            x: Rows. Shape (N, ...).
+        """
+
+    @abstractmethod
+    def weight(self, option: int) -> Tensor:
+        """Return how much an option is chosen, 0…1. Shape (N,)."""
+
+    @abstractmethod
+    def part(self, index: int) -> "Choice":
+        """Return one part of a decision that has several."""
+
+    def cost(self, costs: Sequence[float]) -> Tensor:
+        """Return what was chosen costs, given what each option costs. Shape (N,)."""
+        weights = torch.stack([self.weight(option) for option in range(len(costs))], 1)
+        dtype = cost_dtype(weights.device)
+        return weights.to(dtype) @ torch.tensor(costs, dtype=dtype, device=weights.device)
+
+
+class Hard(Choice):
+    """Actions: rows are grouped by action, and each branch runs on its own rows only.
+
+    Args:
+        actions: Chosen option of each row, or of each part of each row. Shape (N,) or (N, parts), integers.
+    """
+
+    def __init__(self, actions: Tensor):
+        self.actions = actions
+
+    def among(self, branches: Sequence[Branch], x: Tensor) -> Tensor:
+        """Run each branch on the rows that chose it."""
+        return route(branches, x, self.actions)
+
+    def weight(self, option: int) -> Tensor:
+        """Return 1 where the option was chosen, else 0."""
+        return (self.actions == option).float()
+
+    def part(self, index: int) -> "Hard":
+        """Return the actions of one part."""
+        return type(self)(self.actions[:, index])
+
+
+class Masked(Hard):
+    """Actions, executed as released research code does: every branch on all rows, then select. To compare against."""
+
+    def among(self, branches: Sequence[Branch], x: Tensor) -> Tensor:
+        """Run every branch on all rows and keep what was chosen."""
+        results = torch.stack([branch(x) for branch in branches])
+        return results[self.actions, torch.arange(len(x), device=x.device)]
+
+
+class Soft(Choice):
+    """Weights: branches are mixed, and cost is differentiable.
+
+    Args:
+        weights: For each part, the weight of each option; rows sum to 1. Each of shape (N, options). One-hot weights
+            with a straight-through gradient give the values of `Hard`.
+    """
+
+    def __init__(self, weights: Sequence[Tensor] | Tensor):
+        self.weights = [weights] if isinstance(weights, Tensor) else list(weights)
+
+    def among(self, branches: Sequence[Branch], x: Tensor) -> Tensor:
+        """Run every branch on all rows and mix the results."""
+        shape = (-1, *(1,) * (x.dim() - 1))
+        first, *others = (self.weight(i).view(shape) * branch(x) for i, branch in enumerate(branches))
+        return sum(others, start=first)
+
+    def weight(self, option: int) -> Tensor:
+        """Return the weight of an option."""
+        return self.weights[0][:, option]
+
+    def part(self, index: int) -> "Soft":
+        """Return the weights of one part."""
+        return Soft(self.weights[index])
+
+
+def one_hot(actions: Tensor, options: Sequence[int]) -> Soft:
+    """Return actions as weights: the point where soft and hard execution must agree.
+
+    Args:
+        actions: Shape (N,) or (N, parts), integers.
+        options: Number of options of each part.
+    """
+    columns = actions.view(len(actions), len(options)).unbind(1)
+    pairs = zip(columns, options, strict=True)
+    return Soft([torch.nn.functional.one_hot(column, count).float() for column, count in pairs])

@@ -1,0 +1,213 @@
+"""Batched episodes: the one engine behind the single, the vector and the SB3 environment.
+
+Everything is a tensor on the task's device; the faces convert where they must.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..data import Augment, Part
+from .choice import Hard, cost_dtype
+from .observation import Layout
+from .rewards import Outcome, Reward, Spent
+from .rollout import advance
+from .state import State, merge
+from .tally import Tally
+from .task import Task
+
+Price = float | tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Transition:
+    """What one step gave, for all slots.
+
+    Attributes:
+        observation: Of the next decision; where an episode ended, of the next episode. Shape (N, ...).
+        reward: Shape (N,).
+        done: Whether an episode ended. Shape (N,).
+        correct: Whether its answer was right; 0 where none ended. Shape (N,).
+        macs: What it cost, policy included; 0 where none ended. Shape (N,).
+        kept: Number of pieces that it executed. Shape (N,).
+    """
+
+    observation: Tensor
+    reward: Tensor
+    done: Tensor
+    correct: Tensor
+    macs: Tensor
+    kept: Tensor
+
+
+class Engine:
+    """N slots, each playing one episode after the other; an episode is one image.
+
+    Each slot draws its images, augmentation and prices from its own random generator, so what it sees depends on its
+    seed and not on its neighbours.
+
+    Args:
+        task: What is decided.
+        data: The images that are dealt.
+        reward: What is paid.
+        price: Of compute: a number, or a range from which each episode draws one, shown to the policy.
+        num_envs: Number of slots.
+        augment: How images are varied; not at all by default.
+        policy_macs: What one decision of the policy costs, in MACs; it is charged as compute.
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        data: Part,
+        *,
+        reward: Reward,
+        price: Price,
+        num_envs: int,
+        augment: Augment | None = None,
+        policy_macs: int = 0,
+    ):
+        if num_envs < 1:
+            raise ValueError(f"num_envs: expected at least 1, got {num_envs}.")
+        self.low, self.high = _price_range(price)
+        self.task, self.reward, self.num_envs, self.policy_macs = task, reward, num_envs, policy_macs
+        self.augment = augment or Augment()
+        self.layout = Layout.of(task, priced=isinstance(price, tuple))
+        self.images, self.labels = data.images.to(task.device), data.labels.to(task.device)
+        self.tally = Tally(len(task.pieces))
+        self.seed(None)
+
+    def drain(self) -> Tally:
+        """Return what happened since the last call."""
+        tally, self.tally = self.tally, Tally(len(self.task.pieces))
+        return tally
+
+    def set_price(self, price: float) -> None:
+        """Change a fixed price, for the episodes under way too. A learner with a compute target does."""
+        self.low = self.high = price
+        self.price.fill_(price)
+
+    def seed(self, seed: int | Sequence[int | None] | None) -> None:
+        """Seed the slots: slot i with `seed + i`, or each with its own; with None from the system's entropy."""
+        seeds = [None if seed is None else seed + i for i in range(self.num_envs)] if _is_scalar(seed) else seed
+        self.generators = [np.random.default_rng(one) for one in seeds]  # pyright: ignore
+
+    @torch.no_grad()
+    def reset(self) -> Tensor:
+        """Start an episode in every slot and return the observations."""
+        slots = torch.arange(self.num_envs, device=self.task.device)
+        self.targets = torch.zeros_like(slots)
+        self.indices = torch.zeros_like(slots)
+        self.decided = torch.zeros_like(slots)
+        self.price, self.kept, self.returns = (torch.zeros(self.num_envs, device=self.task.device) for _ in range(3))
+        self.charged = torch.zeros(self.num_envs, dtype=cost_dtype(self.task.device), device=self.task.device)
+        self.cohorts = [self._deal(slots)]
+        return self._observe()
+
+    @torch.no_grad()
+    def step(self, actions: Tensor, *, deal: bool = True) -> Transition:
+        """Decide once in every slot.
+
+        Args:
+            actions: Shape (N,) or (N, parts), integers.
+            deal: Where an episode ends, begin the next at once (SAME_STEP); otherwise the slot stays empty and its
+                observation is zero.
+        """
+        actions = actions.to(self.task.device)
+        parts = len(self.task.decisions)
+
+        def decide(state: State) -> Hard:
+            chosen = actions[state.rows]
+            self.tally.count(state.position * parts, chosen)
+            return Hard(chosen)
+
+        self.cohorts, answered = advance(self.task, self.cohorts, decide)
+        self.decided += 1
+        reward = self._pay_step(actions, self.cohorts + answered)
+        self.returns += reward
+        done, correct, macs, kept = (torch.zeros_like(reward) for _ in range(4))
+        if answered:
+            for state in answered:
+                outcome = self._outcome(state)
+                final = self.reward.end(outcome)
+                reward[state.rows] += final
+                self.returns[state.rows] += final
+                done[state.rows], correct[state.rows] = 1, outcome.correct
+                macs[state.rows] = self.total_macs(state).to(macs.dtype)
+                kept[state.rows] = outcome.kept
+                self._count(state, outcome)
+            if deal:
+                fresh = self._deal(torch.cat([state.rows for state in answered]))
+                self.cohorts = merge([fresh, *self.cohorts])
+        return Transition(self._observe(), reward, done.bool(), correct, macs, kept)
+
+    @torch.no_grad()
+    def deal(self) -> tuple[State, Tensor, Tensor]:
+        """Begin an episode in every slot for a learner that follows the task itself.
+
+        Returns:
+            The state before the first decision, the labels (N,) and the prices (N,).
+        """
+        self.reset()
+        return self.cohorts[0], self.targets.clone(), self.price.clone()
+
+    def total_macs(self, state: State) -> Tensor:
+        """Return what rows have spent, policy included. Shape (N,)."""
+        return state.macs + self.decided[state.rows] * self.policy_macs
+
+    def _deal(self, slots: Tensor) -> State:
+        """Begin an episode in each of these slots."""
+        draws = np.stack([self.generators[i].random(2 + self.augment.draws) for i in slots.tolist()])
+        uniforms = torch.as_tensor(draws, dtype=torch.float32, device=self.task.device)
+        index = torch.as_tensor((draws[:, 0] * len(self.images)).astype(np.int64), device=self.task.device)
+        images = self.augment.apply(self.images[index], uniforms[:, 2:])
+        self.indices[slots], self.targets[slots] = index, self.labels[index]
+        self.price[slots] = self.low + (self.high - self.low) * uniforms[:, 1]
+        for tally in (self.kept, self.returns, self.decided, self.charged):
+            tally[slots] = 0
+        return replace(self.task.begin(self.task.prepare(images)), rows=slots)
+
+    def _pay_step(self, actions: Tensor, states: list[State]) -> Tensor:
+        """Charge what was spent since the last payment. Shape (N,)."""
+        total = torch.empty_like(self.charged)
+        for state in states:
+            total[state.rows] = self.total_macs(state)
+        kept = (actions.view(self.num_envs, -1) > 0).float().sum(1)
+        compute = ((total - self.charged) / self.task.full_macs).float()
+        self.charged = total
+        self.kept += kept
+        parts = len(self.task.decisions)
+        return self.reward.step(Spent(kept, parts, compute, self.price, len(self.task.pieces)))
+
+    def _outcome(self, state: State) -> Outcome:
+        rows = state.rows
+        assert state.answer is not None
+        return Outcome(state.answer, self.targets[rows], self.kept[rows], self.price[rows], len(self.task.pieces))
+
+    def _count(self, state: State, outcome: Outcome) -> None:
+        self.tally.finish(
+            reward=self.returns[state.rows],
+            correct=outcome.correct,
+            compute=self.total_macs(state) / self.task.full_macs,
+            backbone_macs=state.macs,
+        )
+
+    def _observe(self) -> Tensor:
+        out = torch.zeros((self.num_envs, *self.layout.space.shape), device=self.task.device)
+        for state in self.cohorts:
+            out[state.rows] = self.layout.join(self.task.observe(state), state.position, self.price[state.rows])
+        return out
+
+
+def _is_scalar(seed: int | Sequence[int | None] | None) -> bool:
+    return seed is None or isinstance(seed, int | np.integer)
+
+
+def _price_range(price: Price) -> tuple[float, float]:
+    low, high = price if isinstance(price, tuple) else (price, price)
+    if not 0 <= low <= high < float("inf"):
+        raise ValueError(f"price: expected a number >= 0, or a range (low, high) of such, got {price}.")
+    return float(low), float(high)

@@ -1,0 +1,91 @@
+"""Follow a batch of inputs through a task until every row has answered.
+
+Controllers, evaluation and our own learners all run this loop.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .choice import Choice, Hard
+from .state import State, merge
+from .task import Task
+
+Decide = Callable[[State], Choice]
+
+
+@dataclass(frozen=True)
+class Run:
+    """What became of N inputs.
+
+    Attributes:
+        logits: Answers. Shape (N, classes).
+        macs: Spent by the task, policy aside. Shape (N,).
+        actions: What was decided, in the order of the task's pieces; -1 where nothing was. Shape (N, pieces).
+    """
+
+    logits: Tensor
+    macs: Tensor
+    actions: Tensor
+
+    def decided(self, horizon: int) -> Tensor:
+        """Return how many decisions each input took. Shape (N,)."""
+        return (self.actions.view(len(self.actions), horizon, -1)[:, :, 0] >= 0).sum(1)
+
+    @property
+    def kept(self) -> Tensor:
+        """Number of pieces executed. Shape (N,)."""
+        return (self.actions > 0).sum(1)
+
+
+def advance(task: Task, cohorts: list[State], decide: Decide) -> tuple[list[State], list[State]]:
+    """Let every cohort decide once.
+
+    Args:
+        task: The task.
+        cohorts: Rows under way.
+        decide: Gives the choice of a cohort.
+
+    Returns:
+        The cohorts still under way, merged by position, and those that have answered.
+    """
+    moved: list[State] = []
+    for state in cohorts:
+        after = task.step(state, decide(state))
+        moved.extend(after if isinstance(after, list) else [after])
+    parted = [state.split_done() for state in moved]
+    return merge(alive for alive, _ in parted), [done for _, done in parted if len(done)]
+
+
+def rollout(task: Task, inputs: Tensor, decide: Decide) -> Run:
+    """Run a task on prepared inputs (N, C, H, W) until all have answered; the choices must be `Hard`."""
+    return follow(task, task.begin(inputs), decide)
+
+
+def follow(task: Task, start: State, decide: Decide) -> Run:
+    """Run a task from a state before the first decision, so that several runs can share what precedes it."""
+    parts = len(task.decisions)
+    actions = torch.full((len(start), task.horizon * parts), -1, dtype=torch.long, device=start.rows.device)
+
+    def record(state: State) -> Choice:
+        choice = decide(state)
+        if not isinstance(choice, Hard):
+            raise TypeError(f"rollout: expected Hard choices, got {type(choice).__name__}.")
+        first = state.position * parts
+        actions[state.rows, first : first + parts] = choice.actions.view(-1, parts)
+        return choice
+
+    cohorts, answered = [start], []
+    while cohorts:
+        cohorts, done = advance(task, cohorts, record)
+        answered += done
+    return _collect(answered, actions)
+
+
+def _collect(answered: list[State], actions: Tensor) -> Run:
+    """Put the rows back in the order of the inputs."""
+    order = torch.cat([state.rows for state in answered]).argsort()
+    logits = torch.cat([state.answer for state in answered if state.answer is not None])
+    return Run(logits[order], torch.cat([state.macs for state in answered])[order], actions)

@@ -1,0 +1,47 @@
+"""The command line: one module for each command, imported only when it is called."""
+
+import sys
+from importlib import import_module
+
+COMMANDS = {
+    "demo": "the main job on embedded data: pretrain, train, compare, save, reload, evaluate",
+    "pretrain": "train a (skip-robust) backbone",
+    "train": "train a policy on a task and save its controller",
+    "evaluate": "accuracy and compute of a controller, or of a method without training",
+    "run": "answers for image files, with what was executed",
+    "list": "tasks, agents, backbones, data sets, rewards",
+}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command; return the exit status. Errors that a user can cause are told in one line."""
+    words = sys.argv[1:] if arguments is None else arguments
+    if not words or words[0] in ("-h", "--help"):
+        print(usage())
+        return 0 if words else 2
+    if words[0] == "--version":
+        from .. import __version__
+
+        print(__version__)
+        return 0
+    if words[0] not in COMMANDS:
+        from ..backbones.names import unknown
+
+        print(unknown("command", words[0], COMMANDS), file=sys.stderr)
+        return 2
+    module = import_module(f".{words[0]}", __package__)
+    try:
+        return module.main(words[1:])
+    except (ValueError, FileNotFoundError, FileExistsError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+
+
+def usage() -> str:
+    """Return what `skipgym --help` prints."""
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:{width}}  {what}" for name, what in COMMANDS.items()]
+    return "\n".join(["usage: skipgym COMMAND …      (skipgym COMMAND --help tells its options)", "", *lines])

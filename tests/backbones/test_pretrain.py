@@ -1,0 +1,498 @@
+import json
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from skipgym.backbones import load_backbone, make_backbone
+from skipgym.backbones import pretrain as module
+from skipgym.backbones.backbone import Backbone
+from skipgym.backbones.pretrain import pretrain, pretrained
+from skipgym.backbones.recipe import PretrainConfig, Recipe
+from skipgym.backbones.trainer import (
+    Trainer,
+    accuracy,
+    at_least_two,
+    draw_keep,
+    forward_kept,
+    random_half,
+    soft_label_loss,
+)
+from skipgym.data import Augment, ImageData, Part
+
+BACKBONE = "resnet8-w4"  # 3 blocks
+BLOCKS = 3
+
+
+def squares(count: int, seed: int) -> Part:
+    """Return 8x8 images whose class is told by which half is bright."""
+    generator = torch.Generator().manual_seed(seed)
+    images = torch.randint(0, 100, (count, 1, 8, 8), dtype=torch.uint8, generator=generator)
+    labels = torch.arange(count) % 2
+    images[labels == 0, :, :4] += 120
+    images[labels == 1, :, 4:] += 120
+    return Part(images, labels)
+
+
+@pytest.fixture
+def data() -> ImageData:
+    return ImageData(
+        name="squares",
+        train=squares(48, 0),
+        policy=squares(16, 1),
+        val=squares(16, 2),
+        test=squares(16, 3),
+        class_names=("top", "bottom"),
+        mean=(0.4,),
+        std=(0.3,),
+        augment=Augment(pad=1),
+        fingerprint="f" * 16,
+        note="made in the test",
+    )
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> PretrainConfig:
+    return PretrainConfig(
+        backbone=BACKBONE, data="squares", out=tmp_path / "run", epochs=4, batch_size=16, lr=0.05, device="cpu"
+    )
+
+
+def trainer(data: ImageData, recipe: Recipe) -> Trainer:
+    return Trainer(module._random(BACKBONE, data, recipe.seed), data, recipe)
+
+
+def weights(backbone: Backbone) -> dict[str, Tensor]:
+    return {key: value.clone() for key, value in backbone.network.state_dict().items()}
+
+
+def same(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:
+    return first.keys() == second.keys() and all(torch.equal(first[key], second[key]) for key in first)
+
+
+def count_rows(backbone: Backbone) -> Tensor:
+    """Return a tensor that counts the rows which each block executes from now on."""
+    rows = torch.zeros(len(backbone.blocks), dtype=torch.int64)
+
+    def hook(i: int):
+        def count(_: torch.nn.Module, inputs: tuple[Tensor], __: Tensor) -> None:
+            rows[i] += len(inputs[0])
+
+        return count
+
+    for i, block in enumerate(backbone.blocks):
+        block.body.register_forward_hook(hook(i))
+    return rows
+
+
+def stop_after(epochs: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let training be interrupted when an epoch more than these begins."""
+    run_epoch = Trainer.run_epoch
+
+    def interrupted(self: Trainer, **options: bool) -> dict[str, float]:
+        if self.epochs_done == epochs:
+            raise KeyboardInterrupt
+        return run_epoch(self, **options)
+
+    monkeypatch.setattr(Trainer, "run_epoch", interrupted)
+
+
+class TestTraining:
+    def test_loss_falls_and_the_task_is_learned(self, data):
+        learner = trainer(data, Recipe(epochs=8, batch_size=16, lr=0.05))
+        losses = [learner.run_epoch()["loss"] for _ in range(8)]
+        assert losses[-1] < losses[0] / 2
+        assert accuracy(learner.finish(), data.val) > 0.9
+
+    def test_without_stochastic_depth_it_is_plain_sgd(self, data):
+        recipe = Recipe(epochs=2, batch_size=16, lr=0.05, channels_last=False)
+        learner, plain = trainer(data, recipe), module._random(BACKBONE, data, 0)
+        options = {"momentum": 0.9, "weight_decay": 5e-4, "nesterov": True}
+        optimizer = torch.optim.SGD(plain.network.parameters(), lr=1.0, **options)
+        for epoch in range(2):
+            for step, batch in enumerate(learner.batches(epoch)):
+                assert bool((batch.keep == 1).all())
+                optimizer.param_groups[0]["lr"] = recipe.lr_at((3 * epoch + step) / 6)
+                optimizer.zero_grad()
+                F.cross_entropy(plain.network.train()(batch.x), batch.labels).backward()
+                optimizer.step()
+        learner.run_epoch()
+        learner.run_epoch()
+        assert same(weights(learner.backbone), weights(plain))
+
+    def test_only_the_train_part_moves_weights(self, data):
+        def poisoned(part: Part) -> Part:
+            return Part(255 - part.images, 1 - part.labels)
+
+        other = replace(data, policy=poisoned(data.policy), val=poisoned(data.val), test=poisoned(data.test))
+        recipe = Recipe(epochs=2, batch_size=16, stochastic_depth=0.5)
+        first, second = trainer(data, recipe), trainer(other, recipe)
+        for learner in (first, second):
+            learner.run_epoch()
+            learner.run_epoch()
+        assert same(weights(first.backbone), weights(second.backbone))
+
+    def test_policy_and_test_parts_are_not_read_before_the_end(self, data, config, monkeypatch):
+        read: list[str] = []
+        names = {id(data.part(name)): name for name in ("train", "policy", "val", "test")}
+        batches = Part.batches
+        monkeypatch.setattr(Part, "batches", lambda self, size: read.append(names[id(self)]) or batches(self, size))
+        pretrain(config, data=data, quiet=True)
+        assert read == ["val"] * config.epochs + ["val", "test"]
+
+    def test_an_epoch_depends_on_seed_and_epoch_only(self, data):
+        recipe = Recipe(epochs=3, batch_size=16, stochastic_depth=0.5)
+        fresh, used = trainer(data, recipe), trainer(data, recipe)
+        used.run_epoch()
+        torch.rand(5)
+        for first, second in zip(fresh.batches(2), used.batches(2), strict=True):
+            assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+        other = next(fresh.batches(1))
+        assert not torch.equal(next(fresh.batches(2)).x, other.x)
+
+    def test_global_random_state_is_left_alone(self, data):
+        before = torch.random.get_rng_state()
+        trainer(data, Recipe(epochs=1, batch_size=16, stochastic_depth=0.5)).run_epoch()
+        assert torch.equal(torch.random.get_rng_state(), before)
+
+    def test_best_epoch_is_kept_on_val(self, data):
+        recipe = Recipe(epochs=3, batch_size=16, lr=0.05, keep="best")
+        learner, after = trainer(data, recipe), []
+        for _ in range(3):
+            learner.run_epoch()
+            after.append(weights(learner.backbone))
+        scores = [metrics["val_full"] for metrics in learner.history]
+        best = max(epoch for epoch in range(3) if scores[epoch] == max(scores))
+        assert same(weights(learner.finish()), after[best])
+
+    def test_divergence_is_told(self, data):
+        learner = trainer(data, Recipe(epochs=1, batch_size=16, lr=1e30))
+        with pytest.raises(ValueError, match=r"diverged: expected a finite loss, got \w+ in epoch 1. Lower --lr"):
+            learner.run_epoch()
+
+
+class TestStochasticDepth:
+    def test_a_block_runs_on_the_rows_that_keep_it_only(self, data):
+        backbone = make_backbone(BACKBONE, num_classes=2, input_shape=(1, 8, 8)).eval()
+        rows = count_rows(backbone)
+        keep = torch.tensor([[1, 0, 1], [1, 0, 0], [0, 0, 1], [1, 0, 1]])
+        with torch.no_grad():
+            forward_kept(backbone, torch.zeros(4, 1, 8, 8), keep)
+        assert rows.tolist() == [3, 0, 3]
+
+    def test_training_runs_as_many_rows_as_were_drawn(self, data):
+        learner = trainer(data, Recipe(epochs=1, batch_size=16, stochastic_depth=0.7))
+        expected = sum(batch.keep.sum(0) for batch in learner.batches(0))
+        rows = count_rows(learner.backbone)
+        learner._train_epoch(0, quiet=True)
+        assert torch.equal(rows, expected)
+        assert rows[2] < 48 / 2 < rows[0] < 48
+
+    def test_all_kept_equals_the_whole_network(self, data):
+        backbone = make_backbone(BACKBONE, num_classes=2, input_shape=(1, 8, 8)).eval()
+        x = torch.randn(5, 1, 8, 8)
+        assert torch.equal(forward_kept(backbone, x, torch.ones(5, BLOCKS, dtype=torch.int64)), backbone.network(x))
+
+    def test_none_kept_is_all_bypasses(self, data):
+        backbone = make_backbone(BACKBONE, num_classes=2, input_shape=(1, 8, 8)).eval()
+        x = torch.randn(5, 1, 8, 8)
+        expected = backbone.stem(x)
+        for block in backbone.blocks:
+            expected = block.bypass(expected)
+        none = torch.zeros(5, BLOCKS, dtype=torch.int64)
+        assert torch.equal(forward_kept(backbone, x, none), backbone.head(expected))
+
+    def test_linear_and_uniform_schedules(self):
+        linear = Recipe(stochastic_depth=0.5).skip_probabilities(4)
+        assert linear.tolist() == [0.125, 0.25, 0.375, 0.5]
+        assert Recipe(stochastic_depth=0.5, depth_schedule="uniform").skip_probabilities(2).tolist() == [0.5, 0.5]
+
+    def test_blocks_are_left_out_as_often_as_asked(self):
+        keep = draw_keep(torch.tensor([0.0, 0.25, 0.9]), 20_000, torch.Generator().manual_seed(0))
+        skipped = 1 - keep.double().mean(0)
+        assert skipped[0] == 0
+        assert skipped[1:].tolist() == pytest.approx([0.25, 0.9], abs=0.01)
+
+    def test_a_block_never_trains_on_a_single_row(self):
+        keep = torch.tensor([[1, 0, 1], [0, 0, 1], [0, 0, 0]])
+        assert at_least_two(keep).tolist() == [[1, 0, 1], [1, 0, 1], [1, 0, 0]]
+
+    def test_random_half_keeps_half_of_each_image(self):
+        keep = random_half(100, 9, seed=0)
+        assert bool((keep.sum(1) == 4).all())
+        assert bool((keep.sum(0) > 20).all())
+
+    def test_distillation_trains_full_and_skipped_paths(self, data):
+        learner = trainer(data, Recipe(epochs=1, batch_size=16, stochastic_depth=0.9, distill=2.0))
+        batch = next(learner.batches(0))
+        learner.backbone.train()
+        full, skipped = learner.backbone(batch.x), forward_kept(learner.backbone, batch.x, batch.keep)
+        expected = F.cross_entropy(full, batch.labels) + 2 * soft_label_loss(skipped, full)
+        assert learner._loss(batch).item() == pytest.approx(expected.item(), rel=1e-5)
+
+    def test_soft_label_loss_is_kl_from_the_teacher_and_does_not_teach_it(self):
+        teacher, student = torch.tensor([[0.0, 0.0]], requires_grad=True), torch.tensor([[3.0, 0.0]]).log()
+        student.requires_grad_()
+        student.data = torch.log(torch.tensor([[0.75, 0.25]]))
+        loss = soft_label_loss(student, teacher)
+        expected = 0.5 * torch.log(torch.tensor(0.5 / 0.75)) + 0.5 * torch.log(torch.tensor(0.5 / 0.25))
+        assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
+        loss.backward()
+        assert teacher.grad is None
+
+
+class TestSchedule:
+    def test_one_cycle(self):
+        recipe = Recipe(lr=1.0)
+        points = [recipe.lr_at(progress) for progress in (0, 0.15, 0.3, 0.65, 1)]
+        assert points == pytest.approx([0.04, 0.52, 1.0, 0.5, 0.0])
+
+    def test_cosine(self):
+        recipe = Recipe(lr=1.0, schedule="cosine")
+        assert [recipe.lr_at(progress) for progress in (0, 0.5, 1)] == pytest.approx([1.0, 0.5, 0.0])
+
+
+class TestDirectory:
+    def test_resumed_run_ends_with_the_same_weights(self, data, config, tmp_path, monkeypatch):
+        config = replace(config, stochastic_depth=0.5, keep="best")
+        whole = pretrain(config, data=data, quiet=True)
+        parted = replace(config, out=tmp_path / "parted")
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            stop_after(2, patch)
+            pretrain(parted, data=data, quiet=True)
+        assert not (parted.out / "backbone.json").exists()
+        resumed = pretrain(parted, data=data, quiet=True)
+        assert same(weights(resumed), weights(whole))
+        assert (parted.out / "backbone.safetensors").read_bytes() == (config.out / "backbone.safetensors").read_bytes()
+
+    def test_run_stopped_before_its_card_is_finished_without_training(self, data, config, monkeypatch):
+        whole = pretrain(config, data=data, quiet=True)
+        (config.out / "backbone.json").unlink()
+        stop_after(config.epochs, monkeypatch)  # an epoch more would raise
+        assert same(weights(pretrain(config, data=data, quiet=True)), weights(whole))
+        assert (config.out / "backbone.json").is_file()
+
+    def test_finished_run_is_not_trained_again(self, data, config, monkeypatch, capsys):
+        first = pretrain(config, data=data, quiet=True)
+        assert capsys.readouterr().out == ""
+        stop_after(0, monkeypatch)
+        again = pretrain(config, data=data)
+        assert "finished before, not trained again" in capsys.readouterr().out
+        assert same(weights(again), weights(first))
+
+    def test_other_settings_are_named_and_nothing_is_overwritten(self, data, config):
+        pretrain(config, data=data, quiet=True)
+        before = {path.name: path.read_bytes() for path in config.out.iterdir()}
+        with pytest.raises(ValueError, match=r"expected epochs 4, got 5; lr 0.05, got 0.1. Nothing was overwritten"):
+            pretrain(replace(config, lr=0.1, epochs=5), data=data, quiet=True)
+        with pytest.raises(ValueError, match="data_fingerprint 'f+', got 'e+'"):
+            pretrain(config, data=replace(data, fingerprint="e" * 16), quiet=True)
+        assert {path.name: path.read_bytes() for path in config.out.iterdir()} == before
+
+    def test_directory_of_someone_else_is_refused(self, data, config):
+        config.out.mkdir()
+        (config.out / "thesis.tex").write_text("dear")
+        with pytest.raises(FileExistsError, match=r"expected a new directory.*thesis.tex.*another --out"):
+            pretrain(config, data=data, quiet=True)
+        assert [path.name for path in config.out.iterdir()] == ["thesis.tex"]
+
+    def test_out_that_is_a_file_is_refused(self, data, config):
+        config.out.write_text("dear")
+        with pytest.raises(FileExistsError, match="a file of that name"):
+            pretrain(config, data=data, quiet=True)
+
+    def test_damaged_checkpoint_is_told(self, data, config, monkeypatch):
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            stop_after(1, patch)
+            pretrain(config, data=data, quiet=True)
+        (config.out / "checkpoint.pt").write_bytes(b"PK\x03\x04 cut off")
+        with pytest.raises(ValueError, match=r"checkpoint .*: expected a whole one"):
+            pretrain(config, data=data, quiet=True)
+
+    def test_saved_weights_load_to_the_same_logits(self, data, config):
+        trained = pretrain(replace(config, stochastic_depth=0.3), data=data, quiet=True)
+        loaded = load_backbone(BACKBONE, config.out / "backbone.safetensors", num_classes=2, input_shape=(1, 8, 8))
+        x = trained.prepare(data.test.images)
+        with torch.no_grad():
+            assert torch.equal(loaded.eval()(loaded.prepare(data.test.images)), trained(x))
+        assert (loaded.mean, loaded.std) == ((0.4,), (0.3,))
+
+    def test_card_holds_what_was_done(self, data, config):
+        config = replace(config, stochastic_depth=0.3)
+        trained = pretrain(config, data=data, quiet=True)
+        card = json.loads((config.out / "backbone.json").read_text())
+        assert card["backbone"] == trained.config
+        assert card["fingerprint"] == trained.fingerprint()
+        assert card["data"]["fingerprint"] == data.fingerprint
+        assert card["pretrain"] == config.as_json()
+        assert card["accuracy"]["test"] == {
+            "full": accuracy(trained, data.test),
+            "half": accuracy(trained, data.test, random_half(16, BLOCKS, seed=0)),
+            "n": 16,
+        }
+        assert card["versions"]["torch"] == torch.__version__
+
+    def test_page_holds_what_people_ask(self, data, config):
+        config = replace(config, stochastic_depth=0.3)
+        trained = pretrain(config, data=data, quiet=True)
+        page = (config.out / "README.md").read_text()
+        for claim in (config.command(), f"{trained.full_macs:,} MACs", data.fingerprint, "| test | full network |"):
+            assert claim in page
+        assert re.search(r"Skip-robust: .* probability 0.3", page)
+        assert sum(parameter.numel() for parameter in trained.network.parameters()) == int(
+            re.search(r"([\d,]+) parameters", page)[1].replace(",", "")
+        )
+
+    def test_plain_backbone_is_not_called_skip_robust(self, data, config):
+        pretrain(config, data=data, quiet=True)
+        assert "Not skip-robust" in (config.out / "README.md").read_text()
+
+    def test_events_are_written_for_each_epoch_once(self, data, config, monkeypatch):
+        from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            stop_after(2, patch)
+            pretrain(config, data=data, quiet=True)
+        pretrain(config, data=data, quiet=True)
+        events = EventAccumulator(str(config.out)).Reload()
+        assert {"pretrain/loss", "pretrain/lr", "pretrain/val_full", "pretrain/images_per_s"} <= set(
+            events.Tags()["scalars"]
+        )
+        assert [event.step for event in events.Scalars("pretrain/loss")] == [1, 2, 3, 4]
+
+    def test_training_starts_from_given_weights(self, data, config, tmp_path):
+        first = pretrain(config, data=data, quiet=True)
+        published = tmp_path / "published.pt"
+        torch.save(first.network.state_dict(), published)
+        tuned = pretrain(
+            replace(config, out=tmp_path / "tuned", init=published, lr=1e-9, epochs=1, weight_decay=0.0),
+            data=data,
+            quiet=True,
+        )
+        assert torch.allclose(
+            tuned.network.get_parameter("linear.weight"), first.network.get_parameter("linear.weight")
+        )
+        assert tuned.mean == make_backbone(BACKBONE, input_shape=(1, 8, 8)).mean  # no card: not the data's
+        assert "published.pt" in (tmp_path / "tuned" / "README.md").read_text()
+
+    def test_colour_backbone_takes_grey_data(self, data):
+        assert module._random("vit_tiny", data, 0).mean == (0.4, 0.4, 0.4)
+
+
+class TestMistakes:
+    @pytest.mark.parametrize(
+        ("field", "value", "message"),
+        [
+            ("epochs", 0, "epochs: expected at least 1, got 0. Change --epochs."),
+            ("batch_size", 1, "batch_size: expected at least 2, got 1"),
+            ("lr", 0.0, "lr: expected a number above 0"),
+            ("lr", float("nan"), "lr: expected a number above 0"),
+            ("stochastic_depth", 1.0, "stochastic_depth: expected a number from 0 to below 1"),
+            ("stochastic_depth", -0.1, "stochastic_depth: expected"),
+            ("distill", 1.0, "distill: expected 0 without --stochastic-depth"),
+            ("schedule", "step", "schedule: expected one of one-cycle, cosine, got 'step'"),
+            ("image_size", 0, "image_size: expected at least 1 pixel"),
+            ("seed", -1, "seed: expected at least 0"),
+        ],
+    )
+    def test_settings_out_of_range(self, config, field, value, message):
+        with pytest.raises(ValueError, match=re.escape(message)):
+            replace(config, **{field: value})
+
+    def test_unknown_backbone(self, data, config):
+        with pytest.raises(ValueError, match="Did you mean resnet20"):
+            pretrain(replace(config, backbone="resnt20"), data=data, quiet=True)
+        assert not config.out.exists()
+
+    def test_unknown_data(self, config):
+        with pytest.raises(ValueError, match="Unknown data"):
+            pretrain(replace(config, data="digitz"), quiet=True)
+        assert not config.out.exists()
+
+    def test_unknown_device(self, data, config):
+        with pytest.raises(ValueError, match="device: expected one that works, got 'abacus'"):
+            pretrain(replace(config, device="abacus"), data=data, quiet=True)
+
+    def test_fewer_images_than_a_batch(self, data, config):
+        with pytest.raises(ValueError, match="at most the 48 training images of squares, got 64. Change --batch-size"):
+            pretrain(replace(config, batch_size=64), data=data, quiet=True)
+        assert not config.out.exists()
+
+    def test_images_too_small_for_the_backbone(self, data, config):
+        with pytest.raises(ValueError, match=r"vit_b_32 on 8 x 8 images: .* Use --image-size or another --backbone"):
+            pretrain(replace(config, backbone="vit_b_32"), data=data, quiet=True)
+        assert not config.out.exists()
+
+    def test_joined_policy_part_is_refused(self, data, config):
+        with pytest.raises(ValueError, match="policy_from='held-out'"):
+            pretrain(config, data=replace(data, seen=True), quiet=True)
+
+
+class TestEmbedded:
+    @pytest.fixture(autouse=True)
+    def quick(self, tmp_path, monkeypatch):
+        monkeypatch.setenv("SKIPGYM_CACHE", str(tmp_path / "cache"))
+        monkeypatch.setattr(module, "EMBEDDED", frozenset({"squares"}))
+        monkeypatch.setattr(module, "EMBEDDED_RECIPE", Recipe(epochs=1, batch_size=16))
+
+    def kept(self, tmp_path: Path) -> Path:
+        (directory,) = (tmp_path / "cache" / "backbones").iterdir()
+        return directory
+
+    def test_second_use_reads_the_cache(self, data, tmp_path, monkeypatch):
+        first = pretrained(BACKBONE, data)
+        stop_after(0, monkeypatch)
+        second = pretrained(BACKBONE, data)
+        assert same(weights(first), weights(second))
+        x = first.prepare(data.val.images)
+        with torch.no_grad():
+            assert torch.equal(first(x), second(x))
+        assert not first.training
+        assert self.kept(tmp_path).name.startswith(f"{BACKBONE}-{data.fingerprint}-")
+
+    @pytest.mark.parametrize("name", ["backbone.safetensors", "backbone.json"])
+    def test_damaged_cache_is_trained_again(self, data, tmp_path, name):
+        first = pretrained(BACKBONE, data)
+        damaged = self.kept(tmp_path) / name
+        damaged.write_bytes(damaged.read_bytes()[:-40])
+        assert same(weights(pretrained(BACKBONE, data)), weights(first))
+        assert module.read_result(self.kept(tmp_path), BACKBONE, data)
+
+    def test_changed_weights_are_noticed(self, data, tmp_path):
+        first = pretrained(BACKBONE, data)
+        path = self.kept(tmp_path) / "backbone.safetensors"
+        content = bytearray(path.read_bytes())
+        content[-1] ^= 1  # still a sound file
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match="They were changed"):
+            module.read_result(self.kept(tmp_path), BACKBONE, data)
+        assert same(weights(pretrained(BACKBONE, data)), weights(first))
+
+    def test_the_first_of_two_processes_wins(self, data, tmp_path):
+        first = pretrained(BACKBONE, data)
+        card = self.kept(tmp_path) / "backbone.json"
+        before = card.stat().st_mtime_ns
+        module._train_embedded(BACKBONE, data, self.kept(tmp_path))  # began before the first was done
+        assert card.stat().st_mtime_ns == before
+        assert same(weights(pretrained(BACKBONE, data)), weights(first))
+
+    def test_cache_that_cannot_be_written_costs_a_warning(self, data, tmp_path, monkeypatch):
+        (tmp_path / "file").write_text("")
+        monkeypatch.setenv("SKIPGYM_CACHE", str(tmp_path / "file"))
+        with pytest.warns(UserWarning, match="Set SKIPGYM_CACHE"):
+            assert pretrained(BACKBONE, data).num_classes == 2
+
+    def test_other_data_wants_weights(self, data):
+        other = replace(data, name="cats")
+        with pytest.raises(
+            ValueError, match=r"expected a file.*--weights FILE.*pretrain --backbone resnet8-w4 --data cats"
+        ):
+            pretrained(BACKBONE, other)
+
+    def test_joined_policy_part_is_refused(self, data):
+        with pytest.raises(ValueError, match="policy_from='held-out'"):
+            pretrained(BACKBONE, replace(data, seen=True))
