@@ -140,13 +140,14 @@ def _open(model: BaseAlgorithm, decisions: tuple[int, ...]) -> None:
 
 
 def _ppo(setting: Setting) -> dict[str, Any]:
-    """Return PPO's arguments: rollouts of whole episodes, about 4096 decisions."""
-    horizon = setting.task.horizon
-    steps = horizon * max(1, 4096 // (setting.num_envs * horizon))
+    """Return PPO's arguments: rollouts of whole episodes, at least 2048 decisions, in minibatches that divide them."""
+    horizon, envs = setting.task.horizon, setting.num_envs
+    steps = horizon * max(1, 2048 // (envs * horizon))
+    share = max(d for d in range(1, steps + 1) if steps % d == 0 and (d * envs <= 512 or d == 1))
     return {
         "n_steps": steps,
-        "batch_size": min(1024, steps * setting.num_envs),
-        "n_epochs": 4,
+        "batch_size": share * envs,
+        "n_epochs": 8,
         "learning_rate": 1e-3,
         "gamma": 1.0,
         "gae_lambda": 0.95,
@@ -197,9 +198,9 @@ class DQNLearner(Learner):
             "learning_starts": 4 * setting.num_envs * setting.task.horizon,
             "batch_size": 512,
             "train_freq": 1,
-            "gradient_steps": 4,
+            "gradient_steps": 8,
             "gamma": 1.0,
-            "target_update_interval": 50 * setting.num_envs,
+            "target_update_interval": 10 * setting.num_envs,
             "exploration_fraction": 0.3,
             "exploration_final_eps": 0.05,
         }

@@ -1,5 +1,6 @@
 """The command line: one module for each command, imported only when it is called."""
 
+import os
 import sys
 from importlib import import_module
 
@@ -35,6 +36,9 @@ def main(arguments: list[str] | None = None) -> int:
     except (ValueError, FileNotFoundError, FileExistsError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    except BrokenPipeError:  # the reader of our output has gone, as in `skipgym list | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import tyro
+
 from skipgym.backbones.recipe import PretrainConfig
 from skipgym.scripts.cli import main
 

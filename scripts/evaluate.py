@@ -1,0 +1,129 @@
+"""`skipgym evaluate`: accuracy and compute of a controller, or of a method without training."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+from ..agents.baselines import best_static, full_accuracy, random_policy
+from ..agents.controller import Controller
+from ..agents.evaluate import measure, result_row, write_results
+from ..agents.policy import full_policy
+from ..agents.training import TrainConfig, claim, prepare
+from ..data import ImageData, PartName
+from ..data import load as load_data
+from ..envs.build import check_fit
+
+UNTRAINED = ("full", "random", "static")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """Measure a controller, or a method without training: full, random, static."""
+
+    what: Annotated[str, tyro.conf.Positional]
+    """Directory of a controller, or full, random or static."""
+    data: str | None = None
+    """A name, an ImageFolder directory, or an .npz in MedMNIST layout; a controller's own by default, else digits."""
+    split: PartName = "test"
+    """Which part of the data."""
+    price: float | None = None
+    """Told to a controller that knows several budgets."""
+    compute: float = 0.5
+    """For random and static: share of the full network's MACs."""
+    seed: int = 0
+    """Of random."""
+    task: str = "layer-skip"
+    """For methods without training. Likewise the next three."""
+    backbone: str = "resnet20"
+    """Registered name."""
+    weights: Path | None = None
+    """The backbone's checkpoint."""
+    task_options: dict[str, Any] = field(default_factory=dict)
+    """Options of the task."""
+    batch_size: int = 512
+    """Images at a time."""
+    out: Path | None = None
+    """Directory for results.json; new or empty."""
+
+
+def main(arguments: list[str]) -> int:
+    """Run the command."""
+    config = tyro.cli(Config, args=arguments, prog="skipgym evaluate")
+    if config.out:
+        claim(config.out)
+    controller, data, method = _untrained(config) if config.what in UNTRAINED else _saved(config)
+    part = data.part(config.split)
+    full = full_accuracy(controller.task, part, batch_size=config.batch_size)
+    measured = measure(controller, part, price=config.price, batch_size=config.batch_size)
+    price = controller.price if config.price is None else config.price
+    row = result_row(
+        controller.task,
+        measured,
+        method=method,
+        data=data.name,
+        split=config.split,
+        full_accuracy=full,
+        price=price,
+        seed=config.seed,
+    )
+    show([row])
+    if config.out:
+        write_results(config.out / "results.json", [row], command=["skipgym", "evaluate", *arguments])
+    return 0
+
+
+def show(rows: list[dict[str, Any]]) -> None:
+    """Print rows of results as a table."""
+    table = Table()
+    columns = ("method", "split", "images", "accuracy", "full network", "compute", "policy", "MACs", "paths")
+    for column in columns:
+        table.add_column(column, justify="left" if column in ("method", "split") else "right")
+    for row in rows:
+        table.add_row(
+            row["method"],
+            row["split"],
+            f"{row['count']:,}",
+            f"{row['accuracy']:.2%}",
+            f"{row['full_accuracy']:.2%}",
+            f"{row['compute']:.1%}",
+            f"{row['policy_macs'] / row['full_macs']:.2%}",
+            f"{row['macs'] / 1e6:.2f} M of {row['full_macs'] / 1e6:.2f} M",
+            f"{row['unique_paths']:,}",
+        )
+    Console().print(table)
+
+
+def _saved(config: Config) -> tuple[Controller, ImageData, str]:
+    path = Path(config.what)
+    if not path.exists():
+        raise FileNotFoundError(
+            f"{config.what}: expected a controller's directory, or {', '.join(UNTRAINED)}; it does not exist."
+        )
+    controller = Controller.load(path)
+    trained = controller.info.get("config", {})
+    spec = config.data or trained.get("data", "digits")
+    data = load_data(spec, policy_from="train" if trained.get("weights") else "held-out")
+    check_fit(controller.task, data)
+    return controller, data, trained.get("agent", "controller")
+
+
+def _untrained(config: Config) -> tuple[Controller, ImageData, str]:
+    train_config = TrainConfig(
+        task=config.task,
+        backbone=config.backbone,
+        data=config.data or "digits",
+        weights=config.weights,
+        task_options=config.task_options,
+    )
+    task, data = prepare(train_config)
+    if config.what == "random":
+        policy = random_policy(task, config.compute, seed=config.seed)
+    elif config.what == "static":
+        policy = best_static(task, data.policy, config.compute)
+    else:
+        policy = full_policy(task)
+    return Controller(task, policy), data, config.what

@@ -1,0 +1,84 @@
+"""Every learner solves a tiny task whose optimum is known, and none touches the backbone."""
+
+import pytest
+import torch
+
+from skipgym.agents.budget import Lagrange
+from skipgym.agents.evaluate import measure
+from skipgym.agents.learner import agent_names
+from skipgym.agents.training import TrainConfig, train
+from skipgym.envs import make_task
+
+
+@pytest.mark.parametrize("agent", sorted(agent_names()))
+def test_learner_finds_the_known_optimum(agent, tell, dark_or_bright):
+    config = TrainConfig(agent=agent, price=0.1, images=12_000, num_envs=64, hidden=16)
+    trained = train(config, tell, dark_or_bright, quiet=True)
+    test = measure(trained.controller, dark_or_bright.test)
+    assert test.accuracy == 1.0
+    spent = 0.1 + 2 * trained.controller.policy.macs / tell.full_macs  # one of the two decisions executes
+    assert test.compute == pytest.approx(spent)
+    assert test.execution == pytest.approx([float(x) for x in _shares(dark_or_bright.test)])
+
+
+@pytest.mark.parametrize("agent", ["ppo", "a2c", "reinforce"])
+def test_learner_solves_decisions_of_several_parts(agent, tell_at_once, dark_or_bright):
+    config = TrainConfig(agent=agent, price=0.1, images=12_000, num_envs=64, hidden=16)
+    trained = train(config, tell_at_once, dark_or_bright, quiet=True)
+    assert measure(trained.controller, dark_or_bright.test).accuracy == 1.0
+
+
+@pytest.mark.parametrize("agent", sorted(agent_names()))
+def test_training_leaves_the_backbone_bit_identical(agent, small_backbone, dark_or_bright):
+    task = make_task("layer-skip", small_backbone)
+    before = {key: value.clone() for key, value in task.backbone.state_dict().items()}
+    fingerprint = task.backbone.fingerprint()
+    train(TrainConfig(agent=agent, images=2_000, num_envs=32, hidden=8), task, dark_or_bright, quiet=True)
+    after = task.backbone.state_dict()
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[key], after[key]) for key in before)
+    assert fingerprint == task.backbone.fingerprint() == small_backbone.fingerprint()
+
+
+@pytest.mark.parametrize("agent", ["ppo", "reinforce"])
+def test_price_conditioned_policy_answers_to_its_price(agent, tell, dark_or_bright):
+    """At a price of 12 an execution costs 1.2, more than a right answer earns; at 0.1 it pays."""
+    config = TrainConfig(agent=agent, price=(0.1, 12.0), images=40_000, num_envs=64, hidden=16)
+    controller = train(config, tell, dark_or_bright, quiet=True).controller
+    cheap, dear = (measure(controller, dark_or_bright.test, price=price) for price in (0.1, 12.0))
+    assert cheap.accuracy == 1.0
+    assert sum(dear.execution) < 0.1 < sum(cheap.execution)
+
+
+def test_same_seed_gives_the_same_policy(tell, dark_or_bright):
+    config = TrainConfig(agent="reinforce", images=1_000, num_envs=32, hidden=8, seed=5)
+    policies = [train(config, tell, dark_or_bright, quiet=True).controller.policy for _ in range(2)]
+    first, second = (policy.state_dict() for policy in policies)
+    assert all(torch.equal(first[key], second[key]) for key in first)
+
+
+def test_dqn_refuses_decisions_of_several_parts(tell_at_once, dark_or_bright):
+    with pytest.raises(ValueError, match="one part"):
+        train(TrainConfig(agent="dqn"), tell_at_once, dark_or_bright, quiet=True)
+
+
+def test_unknown_option_of_reinforce_is_told(tell, dark_or_bright):
+    with pytest.raises(ValueError, match="momentum"):
+        train(TrainConfig(agent="reinforce", agent_options={"momentum": 1}), tell, dark_or_bright, quiet=True)
+
+
+def test_lagrange_moves_the_price_towards_the_target():
+    lagrange = Lagrange(0.5, price=1.0, rate=0.1, anneal=0.0)
+    assert lagrange.update(0.9, 0.0) == pytest.approx(1.04)  # too much is spent: 1 + 0.1 · (0.9 - 0.5)
+    assert lagrange.update(0.1, 0.0) == pytest.approx(1.00)
+    assert Lagrange(0.5, price=0.01, rate=1.0, anneal=0.0).update(0.0, 0.0) == 0.0  # a price is never negative
+
+
+def test_target_comes_down_from_one():
+    lagrange = Lagrange(0.4, anneal=0.5)
+    assert [lagrange.current_target(p) for p in (0.0, 0.25, 0.5, 1.0)] == pytest.approx([1.0, 0.7, 0.4, 0.4])
+
+
+def _shares(part):
+    bright = part.labels.float().mean()
+    return bright, 1 - bright

@@ -1,0 +1,230 @@
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from skipgym.backbones import make_backbone
+from skipgym.backbones.backbone import Backbone
+from skipgym.backbones.recipe import Recipe
+from skipgym.backbones.trainer import (
+    Trainer,
+    accuracy,
+    at_least_two,
+    draw_keep,
+    forward_kept,
+    random_half,
+    soft_label_loss,
+)
+from skipgym.data import Augment, ImageData, Part
+
+BACKBONE = "resnet8-w4"  # 3 blocks
+BLOCKS = 3
+
+
+def squares(count: int, seed: int) -> Part:
+    """Return 8x8 images whose class is told by which half is bright."""
+    generator = torch.Generator().manual_seed(seed)
+    images = torch.randint(0, 100, (count, 1, 8, 8), dtype=torch.uint8, generator=generator)
+    labels = torch.arange(count) % 2
+    images[labels == 0, :, :4] += 120
+    images[labels == 1, :, 4:] += 120
+    return Part(images, labels)
+
+
+@pytest.fixture
+def data() -> ImageData:
+    return ImageData(
+        name="squares",
+        train=squares(48, 0),
+        policy=squares(16, 1),
+        val=squares(16, 2),
+        test=squares(16, 3),
+        class_names=("top", "bottom"),
+        mean=(0.4,),
+        std=(0.3,),
+        augment=Augment(pad=1),
+        fingerprint="f" * 16,
+        note="made in the test",
+    )
+
+
+def untrained(seed: int) -> Backbone:
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return make_backbone(BACKBONE, num_classes=2, input_shape=(1, 8, 8))
+
+
+def trainer(data: ImageData, recipe: Recipe) -> Trainer:
+    return Trainer(untrained(recipe.seed), data, recipe)
+
+
+def weights(backbone: Backbone) -> dict[str, Tensor]:
+    return {key: value.clone() for key, value in backbone.network.state_dict().items()}
+
+
+def same(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:
+    return first.keys() == second.keys() and all(torch.equal(first[key], second[key]) for key in first)
+
+
+def count_rows(backbone: Backbone) -> Tensor:
+    """Return a tensor that counts the rows which each block executes from now on."""
+    rows = torch.zeros(len(backbone.blocks), dtype=torch.int64)
+
+    def hook(i: int):
+        def count(_: torch.nn.Module, inputs: tuple[Tensor], __: Tensor) -> None:
+            rows[i] += len(inputs[0])
+
+        return count
+
+    for i, block in enumerate(backbone.blocks):
+        block.body.register_forward_hook(hook(i))
+    return rows
+
+
+class TestTraining:
+    def test_loss_falls_and_the_task_is_learned(self, data):
+        learner = trainer(data, Recipe(epochs=8, batch_size=16, lr=0.05))
+        losses = [learner.run_epoch()["loss"] for _ in range(8)]
+        assert losses[-1] < losses[0] / 2
+        assert accuracy(learner.finish(), data.val) > 0.9
+
+    def test_without_stochastic_depth_it_is_plain_sgd(self, data):
+        recipe = Recipe(epochs=2, batch_size=16, lr=0.05, channels_last=False)
+        learner, plain = trainer(data, recipe), untrained(0)
+        options = {"momentum": 0.9, "weight_decay": 5e-4, "nesterov": True}
+        optimizer = torch.optim.SGD(plain.network.parameters(), lr=1.0, **options)
+        for epoch in range(2):
+            for step, batch in enumerate(learner.batches(epoch)):
+                assert bool((batch.keep == 1).all())
+                optimizer.param_groups[0]["lr"] = recipe.lr_at((3 * epoch + step) / 6)
+                optimizer.zero_grad()
+                F.cross_entropy(plain.network.train()(batch.x), batch.labels).backward()
+                optimizer.step()
+        learner.run_epoch()
+        learner.run_epoch()
+        assert same(weights(learner.backbone), weights(plain))
+
+    def test_only_the_train_part_moves_weights(self, data):
+        def poisoned(part: Part) -> Part:
+            return Part(255 - part.images, 1 - part.labels)
+
+        other = replace(data, policy=poisoned(data.policy), val=poisoned(data.val), test=poisoned(data.test))
+        recipe = Recipe(epochs=2, batch_size=16, stochastic_depth=0.5)
+        first, second = trainer(data, recipe), trainer(other, recipe)
+        for learner in (first, second):
+            learner.run_epoch()
+            learner.run_epoch()
+        assert same(weights(first.backbone), weights(second.backbone))
+
+    def test_an_epoch_depends_on_seed_and_epoch_only(self, data):
+        recipe = Recipe(epochs=3, batch_size=16, stochastic_depth=0.5)
+        fresh, used = trainer(data, recipe), trainer(data, recipe)
+        used.run_epoch()
+        torch.rand(5)
+        for first, second in zip(fresh.batches(2), used.batches(2), strict=True):
+            assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+        other = next(fresh.batches(1))
+        assert not torch.equal(next(fresh.batches(2)).x, other.x)
+
+    def test_global_random_state_is_left_alone(self, data):
+        before = torch.random.get_rng_state()
+        trainer(data, Recipe(epochs=1, batch_size=16, stochastic_depth=0.5)).run_epoch()
+        assert torch.equal(torch.random.get_rng_state(), before)
+
+    def test_best_epoch_is_kept_on_val(self, data):
+        recipe = Recipe(epochs=3, batch_size=16, lr=0.05, keep="best")
+        learner, after = trainer(data, recipe), []
+        for _ in range(3):
+            learner.run_epoch()
+            after.append(weights(learner.backbone))
+        scores = [metrics["val_full"] for metrics in learner.history]
+        best = max(epoch for epoch in range(3) if scores[epoch] == max(scores))
+        assert same(weights(learner.finish()), after[best])
+
+    def test_divergence_is_told(self, data):
+        learner = trainer(data, Recipe(epochs=1, batch_size=16, lr=1e30))
+        with pytest.raises(ValueError, match=r"diverged: expected a finite loss, got \w+ in epoch 1. Lower --lr"):
+            learner.run_epoch()
+
+
+class TestStochasticDepth:
+    def test_a_block_runs_on_the_rows_that_keep_it_only(self, data):
+        backbone = make_backbone(BACKBONE, num_classes=2, input_shape=(1, 8, 8)).eval()
+        rows = count_rows(backbone)
+        keep = torch.tensor([[1, 0, 1], [1, 0, 0], [0, 0, 1], [1, 0, 1]])
+        with torch.no_grad():
+            forward_kept(backbone, torch.zeros(4, 1, 8, 8), keep)
+        assert rows.tolist() == [3, 0, 3]
+
+    def test_training_runs_as_many_rows_as_were_drawn(self, data):
+        learner = trainer(data, Recipe(epochs=1, batch_size=16, stochastic_depth=0.7))
+        expected = sum(batch.keep.sum(0) for batch in learner.batches(0))
+        rows = count_rows(learner.backbone)
+        learner._train_epoch(0, quiet=True)
+        assert torch.equal(rows, expected)
+        assert rows[2] < 48 / 2 < rows[0] < 48
+
+    def test_all_kept_equals_the_whole_network(self, data):
+        backbone = make_backbone(BACKBONE, num_classes=2, input_shape=(1, 8, 8)).eval()
+        x = torch.randn(5, 1, 8, 8)
+        assert torch.equal(forward_kept(backbone, x, torch.ones(5, BLOCKS, dtype=torch.int64)), backbone.network(x))
+
+    def test_none_kept_is_all_bypasses(self, data):
+        backbone = make_backbone(BACKBONE, num_classes=2, input_shape=(1, 8, 8)).eval()
+        x = torch.randn(5, 1, 8, 8)
+        expected = backbone.stem(x)
+        for block in backbone.blocks:
+            expected = block.bypass(expected)
+        none = torch.zeros(5, BLOCKS, dtype=torch.int64)
+        assert torch.equal(forward_kept(backbone, x, none), backbone.head(expected))
+
+    def test_linear_and_uniform_schedules(self):
+        linear = Recipe(stochastic_depth=0.5).skip_probabilities(4)
+        assert linear.tolist() == [0.125, 0.25, 0.375, 0.5]
+        assert Recipe(stochastic_depth=0.5, depth_schedule="uniform").skip_probabilities(2).tolist() == [0.5, 0.5]
+
+    def test_blocks_are_left_out_as_often_as_asked(self):
+        keep = draw_keep(torch.tensor([0.0, 0.25, 0.9]), 20_000, torch.Generator().manual_seed(0))
+        skipped = 1 - keep.double().mean(0)
+        assert skipped[0] == 0
+        assert skipped[1:].tolist() == pytest.approx([0.25, 0.9], abs=0.01)
+
+    def test_a_block_never_trains_on_a_single_row(self):
+        keep = torch.tensor([[1, 0, 1], [0, 0, 1], [0, 0, 0]])
+        assert at_least_two(keep).tolist() == [[1, 0, 1], [1, 0, 1], [1, 0, 0]]
+
+    def test_random_half_keeps_half_of_each_image(self):
+        keep = random_half(100, 9, seed=0)
+        assert bool((keep.sum(1) == 4).all())
+        assert bool((keep.sum(0) > 20).all())
+
+    def test_distillation_trains_full_and_skipped_paths(self, data):
+        learner = trainer(data, Recipe(epochs=1, batch_size=16, stochastic_depth=0.9, distill=2.0))
+        batch = next(learner.batches(0))
+        learner.backbone.train()
+        full, skipped = learner.backbone(batch.x), forward_kept(learner.backbone, batch.x, batch.keep)
+        expected = F.cross_entropy(full, batch.labels) + 2 * soft_label_loss(skipped, full)
+        assert learner._loss(batch).item() == pytest.approx(expected.item(), rel=1e-5)
+
+    def test_soft_label_loss_is_kl_from_the_teacher_and_does_not_teach_it(self):
+        teacher, student = torch.tensor([[0.0, 0.0]], requires_grad=True), torch.tensor([[3.0, 0.0]]).log()
+        student.requires_grad_()
+        student.data = torch.log(torch.tensor([[0.75, 0.25]]))
+        loss = soft_label_loss(student, teacher)
+        expected = 0.5 * torch.log(torch.tensor(0.5 / 0.75)) + 0.5 * torch.log(torch.tensor(0.5 / 0.25))
+        assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
+        loss.backward()
+        assert teacher.grad is None
+
+
+class TestSchedule:
+    def test_one_cycle(self):
+        recipe = Recipe(lr=1.0)
+        points = [recipe.lr_at(progress) for progress in (0, 0.15, 0.3, 0.65, 1)]
+        assert points == pytest.approx([0.04, 0.52, 1.0, 0.5, 0.0])
+
+    def test_cosine(self):
+        recipe = Recipe(lr=1.0, schedule="cosine")
+        assert [recipe.lr_at(progress) for progress in (0, 0.5, 1)] == pytest.approx([1.0, 0.5, 0.0])
