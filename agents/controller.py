@@ -79,15 +79,16 @@ class Controller(nn.Module):
         if not 0 <= price < float("inf"):
             raise ValueError(f"price: expected a number >= 0, got {price}.")
         runs = [self._run(batch, price) for batch in images.split(batch_size)]
-        logits, macs, actions = (torch.cat([getattr(r, f) for r in runs]) for f in ("logits", "macs", "actions"))
-        policy_macs = torch.cat([run.decided(self.task.horizon) for run in runs]) * self.policy.macs
+        logits, macs, actions = (torch.cat([getattr(r, f) for r, _ in runs]) for f in ("logits", "macs", "actions"))
+        policy_macs = torch.cat([spent for _, spent in runs])
         macs = macs + policy_macs
         return Decision(logits, macs, policy_macs, actions, macs / self.task.full_macs)
 
-    def _run(self, images: Tensor, price: float) -> Run:
+    def _run(self, images: Tensor, price: float) -> tuple[Run, Tensor]:
+        """Return what became of the images, and what the policy cost each."""
         inputs = self.task.prepare(images)
-        prices = torch.full((len(inputs),), price, device=inputs.device)
-        return rollout(self.task, inputs, Decider(self.task, self.policy, prices))
+        decider = Decider(self.task, self.policy, torch.full((len(inputs),), price, device=inputs.device))
+        return rollout(self.task, inputs, decider), decider.macs
 
     def save(self, path: str | Path) -> Path:
         """Write a directory: `controller.json`, `policy.safetensors`, `backbone.safetensors`.

@@ -99,7 +99,7 @@ class Learner(ABC):
 
 
 _LEARNERS: dict[str, tuple[type[Learner], str]] = {}
-_OURS = ("sb3", "reinforce")
+_OURS = ("sb3", "reinforce", "path_table")
 
 
 def register_agent(name: str, description: str) -> Callable[[type[Learner]], type[Learner]]:

@@ -50,6 +50,7 @@ class Monitor:
         self.task, self.val, self.prices, self.target, self.every = task, val, prices, target, every
         self.images, self.minutes = images, minutes
         self.writer = SummaryWriter(str(out)) if out else None
+        self.quiet = quiet
         self.progress = tqdm(total=images, unit="image", desc="train", disable=quiet, smoothing=0.05)
         self.seen, self.backbone_macs, self.started, self._next = 0, 0.0, time.monotonic(), every
         self.best: Policy | None = None
@@ -69,13 +70,17 @@ class Monitor:
 
     def record(self, tally: Tally, **scalars: float) -> None:
         """Log what happened since the last call, with other scalars."""
-        self.seen += tally.episodes
         self.backbone_macs += tally.backbone_macs
-        self.progress.update(tally.episodes)
         means = tally.means()
         self.progress.set_postfix(accuracy=f"{means['accuracy']:.3f}", compute=f"{means['compute']:.2f}", refresh=False)
-        self._log({f"train/{key}": value for key, value in {**means, **scalars}.items()})
+        self.advance(tally.episodes, **means, **scalars)
         self._log({f"execution/{n}": r for n, r in zip(self.task.pieces, tally.execution(), strict=True)})
+
+    def advance(self, images: int, **scalars: float) -> None:
+        """Count images that were trained on, and log scalars of the training."""
+        self.seen += images
+        self.progress.update(images)
+        self._log({f"train/{key}": value for key, value in scalars.items()})
 
     def validate(self, policy: Policy, *, force: bool = False) -> None:
         """Measure a policy if it is time, and keep a copy if it is the best so far."""

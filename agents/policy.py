@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..envs.choice import Hard
+from ..envs.choice import Hard, cost_dtype
 from ..envs.observation import Layout
 from ..envs.state import State
 from ..envs.task import Task
@@ -39,6 +39,10 @@ class Policy(nn.Module, ABC):
         Returns:
             Actions, shape (N, parts), and memory, shape (N, ...) or None.
         """
+
+    def macs_at(self, position: int) -> int:
+        """Return the cost of the decision at a position, in MACs of one row."""
+        return self.macs
 
     def config(self) -> dict[str, Any]:
         """Return how to build it again (JSON)."""
@@ -135,6 +139,10 @@ def make_policy(config: dict[str, Any]) -> Policy:
     Raises:
         ValueError: If its kind is unknown.
     """
+    if config["kind"] == "path":
+        from .path_policy import path_policy
+
+        return path_policy(config)
     if config["kind"] == "static":
         return StaticPolicy(config["actions"], config["parts"])
     if config["kind"] == "gate":
@@ -142,7 +150,7 @@ def make_policy(config: dict[str, Any]) -> Policy:
         return GatePolicy(
             Gate(layout, config["decisions"], hidden=config["hidden"], recurrent=config["recurrent"])
         )
-    raise ValueError(f"policy: expected kind gate or static, got {config['kind']!r}. It needs a newer skipgym.")
+    raise ValueError(f"policy: expected kind gate, path or static, got {config['kind']!r}. It needs a newer skipgym.")
 
 
 def full_policy(task: Task) -> StaticPolicy:
@@ -152,20 +160,25 @@ def full_policy(task: Task) -> StaticPolicy:
 
 
 class Decider:
-    """A policy as `rollout` wants it: one choice for each cohort, memory kept for each row.
+    """A policy as `rollout` wants it: one choice for each cohort, memory and cost kept for each row.
 
     Args:
         task: Says what the policy sees.
         policy: Decides.
         price: Of compute, of each input. Shape (N,).
+
+    Attributes:
+        macs: What the policy has cost each input so far. Shape (N,).
     """
 
     def __init__(self, task: Task, policy: Policy, price: Tensor):
         self.task, self.policy, self.price = task, policy, price
         self.memory: Tensor | None = None
+        self.macs = torch.zeros(len(price), dtype=cost_dtype(price.device), device=price.device)
 
     def __call__(self, state: State) -> Hard:
         """Decide for a cohort."""
+        self.macs[state.rows] += self.policy.macs_at(state.position)
         memory = None if self.memory is None else self.memory[state.rows]
         actions, memory = self.policy.act(self.task.observe(state), state, self.price[state.rows], memory)
         if memory is not None:

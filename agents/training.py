@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import torch
 
-from ..data import ImageData
+from ..data import ImageData, Part
 from ..data import load as load_data
 from ..envs.build import AugmentLevel, check_fit, choose_augment, find_backbone
 from ..envs.engine import Price
@@ -136,12 +136,26 @@ def train(config: TrainConfig, task: Task, data: ImageData, *, out: Path | None 
     monitor.validate(last, force=True)
     monitor.close()
     assert monitor.best is not None
-    info = {"data": data.name, "data_fingerprint": data.fingerprint, "config": json.loads(json.dumps(asdict(config), default=str))}
+    saved = json.loads(json.dumps(asdict(config), default=str))
+    info = {"data": data.name, "data_fingerprint": data.fingerprint, "config": saved}
     controller = Controller(task, monitor.best, price=_middle(config.price), info=info)
+    if config.target_compute is not None and controller.policy.priced:
+        controller.price = price_for(controller, data.val, config.target_compute)
     trained = Trained(controller, measure(controller, data.val), monitor.backbone_macs, seconds, monitor.history)
     if out is not None:
         _write(trained, config, data, out)
     return trained
+
+
+def price_for(controller: Controller, part: Part, compute: float, *, images: int = 2000) -> float:
+    """Return the lowest price at which a policy that is told it spends no more than a share of the full MACs."""
+    part, low, high = part.subset(images), 0.0, 1.0
+    while measure(controller, part, price=high).compute > compute and high < 1e3:
+        low, high = high, 2 * high
+    for _ in range(12):
+        middle = (low + high) / 2
+        low, high = (middle, high) if measure(controller, part, price=middle).compute > compute else (low, middle)
+    return high
 
 
 def claim(out: Path) -> None:

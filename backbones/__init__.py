@@ -4,6 +4,7 @@ from .backbone import Backbone, Block
 from .cost import count_macs
 from .registry import backbone_names, load_backbone, make_backbone, register_backbone
 from .routing import route
+from .wrap import wrap
 
 __all__ = [
     "Backbone",
@@ -14,5 +15,5 @@ __all__ = [
     "make_backbone",
     "register_backbone",
     "route",
-
+    "wrap",
 ]

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 from torch.fx.experimental.optimization import fuse
 
 from .cost import count_macs
@@ -30,16 +30,16 @@ class Block(nn.Module):
 
     def __init__(self, name: str, body: nn.Module, shortcut: nn.Module, example: Tensor):
         super().__init__()
-        self.name, self.body, self.shortcut = name, body, shortcut
         with torch.no_grad():
-            out, passed = body(example), _attempt_bypass(name, shortcut, example)
+            out, passed = body(example.clone()), _attempt_bypass(name, shortcut, example.clone())
         if passed.shape != out.shape:
             raise ValueError(
                 f"bypass of block {name}: expected shape {tuple(out.shape[1:])} as the block gives, "
                 f"got {tuple(passed.shape[1:])}. Pass bypass={{{name!r}: module}} that fits."
             )
         self.in_shape, self.out_shape = tuple(example.shape[1:]), tuple(out.shape[1:])
-        self.macs, self.bypass_macs = count_macs(body, example), count_macs(shortcut, example)
+        self.name, self.body, self.shortcut = name, _sparing(body, example), _sparing(shortcut, example)
+        self.macs, self.bypass_macs = count_macs(self.body, example), count_macs(self.shortcut, example)
 
     def run(self, x: Tensor) -> Tensor:
         """Execute the block. Shape (N, *in_shape) to (N, *out_shape)."""
@@ -65,11 +65,14 @@ class Backbone(nn.Module):
         mean: Of each channel of the network's input, for images scaled to 0…1.
         std: Likewise.
         bypass: For each block whose residual is not found by itself, what takes its place when it is left out.
+        class_names: What the outputs mean; "0", "1", … where not given.
+
+    Raises:
+        ValueError: If the network cannot be cut at these blocks, or a block has no bypass that fits.
 
     Attributes:
         stem_macs: Cost of everything before the first block, in MACs of one image. Likewise `head_macs`.
         full_macs: Cost of executing everything.
-        class_names: What the outputs mean; "0", "1", … where nobody said.
         config: How to build it again (JSON), where it came from the registry.
         is_frozen: Whether this is a copy for execution, see `frozen`.
     """
@@ -84,9 +87,10 @@ class Backbone(nn.Module):
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
         bypass: Mapping[str, nn.Module] | None = None,
+        class_names: Sequence[str] | None = None,
     ):
         super().__init__()
-        self.network, self.name, self.input_shape = network, name, input_shape
+        self.network, self.name, self.input_shape = network, name, tuple(input_shape)
         colour = input_shape[0] == 3
         self.mean = tuple(mean or (IMAGENET_MEAN if colour else GREY_MEAN * input_shape[0]))
         self.std = tuple(std or (IMAGENET_STD if colour else GREY_STD * input_shape[0]))
@@ -96,12 +100,21 @@ class Backbone(nn.Module):
         network.eval()
         self._cut(blocks, bypass or {})
         network.train(was_training)
+        self.class_names = tuple(class_names or map(str, range(self.num_classes)))
+        if len(self.class_names) != self.num_classes:
+            raise ValueError(
+                f"class_names: expected {self.num_classes}, one for each output, got {len(self.class_names)}."
+            )
 
     def _cut(self, names: Sequence[str], bypass: Mapping[str, nn.Module]) -> None:
         pieces = cut(self.network, names)
+        if strangers := bypass.keys() - set(names):
+            raise ValueError(
+                f"bypass: expected names of blocks, got {sorted(strangers)}. The blocks are {list(names)}."
+            )
         device = next(self.network.parameters()).device
         x = torch.zeros((1, *self.input_shape), device=device)
-        self.stem, self.head = pieces.stem, pieces.head
+        self.stem = _sparing(pieces.stem, x)
         self.stem_macs = count_macs(self.stem, x)
         with torch.no_grad():
             x = self.stem(x)
@@ -111,11 +124,11 @@ class Backbone(nn.Module):
             blocks.append(Block(name, _then(body, glue), _then(shortcut, glue), x))
             with torch.no_grad():
                 x = blocks[-1].run(x)
+        self.head = _sparing(pieces.head, x)
         self.head_macs = count_macs(self.head, x)
         with torch.no_grad():
             self.num_classes = self.head(x).shape[-1]
         self.blocks: Sequence[Block] = nn.ModuleList(blocks)  # pyright: ignore[reportAttributeAccessIssue]
-        self.class_names = tuple(str(i) for i in range(self.num_classes))
 
     @property
     def block_macs(self) -> list[int]:
@@ -185,9 +198,10 @@ class Backbone(nn.Module):
             return self
         clone = copy.deepcopy(self).eval().requires_grad_(False)
         clone.is_frozen = True
-        clone.stem, clone.head = _fold(clone.stem), _fold(clone.head)
+        clone.stem = _fold(clone.stem, clone.input_shape)
+        clone.head = _fold(clone.head, clone.blocks[-1].out_shape)
         for block in clone.blocks:
-            block.body, block.shortcut = _fold(block.body), _fold(block.shortcut)
+            block.body, block.shortcut = _fold(block.body, block.in_shape), _fold(block.shortcut, block.in_shape)
         return clone.eval().to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
 
     def train(self, mode: bool = True) -> Self:
@@ -222,9 +236,36 @@ def _attempt_bypass(name: str, shortcut: nn.Module, example: Tensor) -> Tensor:
         ) from error
 
 
-def _fold(piece: nn.Module) -> nn.Module:
-    """Return a copy with BatchNorm folded into the convolutions; the piece itself where it cannot be traced."""
+class _OnCopy(nn.Module):
+    """A module that would write to its input, given a copy of it."""
+
+    def __init__(self, module: nn.Module):
+        super().__init__()
+        self.module = module
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.module(x.clone())
+
+
+def _sparing(piece: nn.Module, example: Tensor) -> nn.Module:
+    """Return a piece that leaves its input as it is: the other branch, or another run, may need it too."""
+    probe = example.clone()
+    version = probe._version
+    with torch.no_grad():
+        piece(probe)
+    return piece if probe._version == version else _OnCopy(piece)
+
+
+def _fold(piece: nn.Module, in_shape: tuple[int, ...]) -> nn.Module:
+    """Return a copy with BatchNorm folded into the convolutions; as it is where that fails or changes results."""
+    original = copy.deepcopy(piece)
     try:
-        return fuse(piece)
-    except fx.proxy.TraceError:
-        return copy.deepcopy(piece)
+        folded = fuse(piece)
+    except Exception:  # whatever tracing somebody's code raises; folding only saves time
+        return original
+    parameter = next(piece.parameters(), torch.empty(0))
+    x = torch.rand((2, *in_shape), generator=torch.Generator().manual_seed(0)).to(parameter)
+    with torch.no_grad():
+        expected, got = original(x), folded(x)
+    close = (got - expected).abs().max() <= 1e-3 * expected.abs().max()  # a shared convolution is folded wrongly
+    return folded if close else original

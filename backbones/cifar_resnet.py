@@ -54,7 +54,9 @@ class CifarResNet(nn.Module):
     def __init__(self, depth: int, *, num_classes: int = 10, in_channels: int = 3, width: int = 16):
         super().__init__()
         if depth < 8 or (depth - 2) % 6:
-            raise ValueError(f"depth of a CIFAR ResNet: expected 6n+2 (8, 14, 20, …), got {depth}. Choose such a depth.")
+            raise ValueError(
+                f"depth of a CIFAR ResNet: expected 6n+2 (8, 14, 20, …), got {depth}. Choose such a depth."
+            )
         per_stage = (depth - 2) // 6
         self.conv1 = nn.Conv2d(in_channels, width, 3, 1, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(width)

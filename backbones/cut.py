@@ -41,12 +41,22 @@ def cut(network: nn.Module, blocks: Sequence[str]) -> Pieces:
             or a connection jumps over a block (then it cannot be left out on its own).
     """
     _check_names(network, blocks)
-    graph = _BlockTracer(blocks).trace(network)
+    graph = _trace(network, blocks)
     image = next(node for node in graph.nodes if node.op == "placeholder")
     sources = [image, *_calls(graph, blocks)]
     segments = _segments(graph, blocks)
     stem, *glue, head = (_piece(network, *segment, source) for segment, source in zip(segments, sources, strict=True))
     return Pieces(stem, [network.get_submodule(name) for name in blocks], [*glue, nn.Identity()], head)
+
+
+def _trace(network: nn.Module, blocks: Sequence[str]) -> fx.Graph:
+    try:
+        return _BlockTracer(blocks).trace(network)
+    except Exception as error:  # whatever somebody's code raises when it meets a proxy
+        raise ValueError(
+            f"network: expected torch.fx to trace what lies outside the blocks, got {error} "
+            "Name larger blocks, which are not traced, or move what depends on values into a block."
+        ) from error
 
 
 def _check_names(network: nn.Module, blocks: Sequence[str]) -> None:
@@ -73,10 +83,17 @@ def _segments(graph: fx.Graph, blocks: Sequence[str]) -> list[tuple[list[fx.Node
     for node in graph.nodes:
         if node in calls:
             if len(node.args) != 1 or node.kwargs or not isinstance(node.args[0], fx.Node):
-                raise ValueError(f"block {node.target}: expected one input tensor, got {node.args} {node.kwargs}.")
+                raise ValueError(
+                    f"block {node.target}: expected one input tensor, got {node.args} {node.kwargs}. "
+                    "Name a larger block around it."
+                )
             segments.append((nodes, node.args[0]))
             nodes = []
         elif node.op == "output":
+            if not isinstance(node.args[0], fx.Node):
+                raise ValueError(
+                    f"network: expected it to return logits only, got {node.args[0]}. Wrap it in a module."
+                )
             segments.append((nodes, node.args[0]))
         elif node.op != "placeholder":
             nodes.append(node)
@@ -97,8 +114,8 @@ def _piece(network: nn.Module, nodes: list[fx.Node], output: fx.Node, source: fx
         strangers = [other for other in node.all_input_nodes if other not in copies]
         if strangers:
             raise ValueError(
-                f"the network at {node.name}: expected only what the piece before gives, got {strangers[0].name} as well. "
-                "A connection jumps over a block; name a larger block around it."
+                f"the network at {node.name}: expected only what the piece before gives, got {strangers[0].name} as "
+                "well. A connection jumps over a block; name a larger block around it."
             )
         copies[node] = graph.node_copy(node, lambda other: copies[other])
     graph.output(copies[output])

@@ -6,12 +6,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import torch
 import torchvision
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -80,13 +78,13 @@ def make_backbone(
     channels, height, width = input_shape
     entry = _find(name)
     shape = (3 if entry.colour_only else channels, height, width)
-    network, blocks = entry.build(num_classes, shape)
     try:
-        backbone = Backbone(network, blocks, name=name, input_shape=shape, mean=mean, std=std)
-    except RuntimeError as error:
-        raise ValueError(f"{name} on {height} x {width} images: {error}. Use larger images or another backbone.") from error
-    if class_names:
-        backbone.class_names = tuple(class_names)
+        network, blocks = entry.build(num_classes, shape)
+        backbone = Backbone(network, blocks, name=name, input_shape=shape, mean=mean, std=std, class_names=class_names)
+    except (RuntimeError, AssertionError) as error:  # torchvision asserts that the patches fit
+        raise ValueError(
+            f"{name} on {height} x {width} images: {error}. Use larger images or another backbone."
+        ) from error
     backbone.config = {
         "name": name,
         "num_classes": num_classes,
@@ -112,15 +110,27 @@ def load_backbone(name: str, weights: str | Path, **options: Any) -> Backbone:
     """
     path = Path(weights)
     state = read_weights(path)
-    card = path.with_suffix(".json")
-    if card.is_file():
-        saved = json.loads(card.read_text())["backbone"]
+    saved = _read_card(path.with_suffix(".json"))
+    if saved:
         if saved["name"] != name:
             raise ValueError(f"weights {path}: expected those of {name}, got those of {saved['name']}. Pass that name.")
         options = {**options, "mean": saved["mean"], "std": saved["std"]}
     backbone = make_backbone(name, **options)
     load_state(backbone, state, str(path))
     return backbone
+
+
+def _read_card(path: Path) -> dict[str, Any] | None:
+    """Return the backbone's configuration from the card next to its weights, None if there is no such card."""
+    try:
+        return json.loads(path.read_text())["backbone"]
+    except FileNotFoundError:
+        return None
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{path}: expected the card that skipgym pretrain writes next to its weights, got something else "
+            f"({error!r}). Move the weights away from it."
+        ) from error
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
@@ -136,14 +146,14 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         if path.suffix == ".safetensors":
             return load_file(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, UnpicklingError, RuntimeError, EOFError, KeyError) as error:
+    except Exception as error:  # a damaged file makes the readers raise almost anything
         raise ValueError(
             f"weights {path}: expected a safetensors file or a checkpoint of tensors only, "
             f"got a file that cannot be read as one ({error}). It is truncated or of another kind; get it again."
         ) from error
     if isinstance(state, dict):
         state = next((state[key] for key in ("state_dict", "model") if isinstance(state.get(key), dict)), state)
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+    if not isinstance(state, dict) or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()):
         raise ValueError(f"weights {path}: expected tensors by name, got {type(state).__name__}. Save a state_dict.")
     return {key.removeprefix("module."): value for key, value in state.items()}
 

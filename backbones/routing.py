@@ -18,9 +18,14 @@ def route(branches: Sequence[Branch], x: Tensor, chosen: Tensor) -> Tensor:
 
     Returns:
         Output rows in the order of `x`. Shape (N, ...).
+
+    Raises:
+        ValueError: If a row chose none of the branches.
     """
     groups = [(branch, (chosen == i).nonzero(as_tuple=True)[0]) for i, branch in enumerate(branches)]
     groups = [(branch, rows) for branch, rows in groups if len(rows)]
+    if sum(len(rows) for _, rows in groups) != len(x):
+        raise ValueError(f"route: expected each of {len(x)} rows to choose 0 … {len(branches) - 1}, got {chosen}.")
     if len(groups) <= 1:  # all rows agree (or there are none): nothing to move
         return groups[0][0](x) if groups else branches[0](x)
     return _scatter([(rows, branch(x.index_select(0, rows))) for branch, rows in groups], len(x))

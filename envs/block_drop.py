@@ -1,5 +1,6 @@
 """Layer skipping, decided for all blocks at once from the image."""
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -14,8 +15,8 @@ class BlockDrop(Task):
     """See the image, and decide at once which blocks to execute (BlockDrop, Wu et al. 2018).
 
     Description:
-        Nothing has run. The agent sees the image, reduced, and decides about all blocks together; then the network
-        runs with the chosen blocks, shortcuts in place of the others.
+        The stem has run, as it always does. The agent sees the image, reduced, and decides about all blocks together;
+        then the network runs with the chosen blocks, shortcuts in place of the others.
     Action space:
         `MultiDiscrete([2] * blocks)`: for each block 0 drops it, 1 executes it.
     Observation space:
@@ -48,20 +49,21 @@ class BlockDrop(Task):
         return [block.name for block in self.backbone.blocks]
 
     def begin(self, inputs: Tensor) -> State:
-        """Wait for the decision; nothing runs before it."""
-        return State.start(inputs)
+        """Run the stem, and keep the reduced image for the policy."""
+        net = self.backbone
+        image = F.adaptive_avg_pool2d(inputs, self.size)
+        return State.start(net.stem(inputs), macs=net.stem_macs, image=image)
 
     def observe(self, state: State) -> Tensor:
         """Return the reduced image."""
-        return F.adaptive_avg_pool2d(state.features, self.size)
+        return state.memory["image"]
 
     def step(self, state: State, choice: Choice) -> State:
-        """Run the network with the chosen blocks."""
-        net = self.backbone
-        x = net.stem(state.features)
-        macs = state.macs.new_full(state.macs.shape, net.stem_macs + net.head_macs)
-        for index, block in enumerate(net.blocks):
+        """Run the chosen blocks, and answer."""
+        x, macs = state.features, torch.zeros_like(state.macs)
+        for index, block in enumerate(self.backbone.blocks):
             part = choice.part(index)
             x = part.among([block.bypass, block.run], x)
             macs = macs + part.cost([block.bypass_macs, block.macs])
-        return state.advance(x, macs=macs).finish(net.head(x))
+        state = state.advance(x, macs=macs)
+        return state.finish(self.backbone.head(x), macs=self.backbone.head_macs)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
+from gymnasium.error import ResetNeeded
 from torch import Tensor
 
 from ..data import Augment, Part
@@ -19,7 +20,7 @@ from .state import State, merge
 from .tally import Tally
 from .task import Task
 
-Price = float | tuple[float, float]
+Price = float | Sequence[float]
 
 
 @dataclass(frozen=True)
@@ -75,10 +76,11 @@ class Engine:
         self.low, self.high = _price_range(price)
         self.task, self.reward, self.num_envs, self.policy_macs = task, reward, num_envs, policy_macs
         self.augment = augment or Augment()
-        self.layout = Layout.of(task, priced=isinstance(price, tuple))
+        self.layout = Layout.of(task, priced=isinstance(price, Sequence))
         self.images, self.labels = data.images.to(task.device), data.labels.to(task.device)
         self.tally = Tally(len(task.pieces))
         self.seed(None)
+        self._clear()
 
     def drain(self) -> Tally:
         """Return what happened since the last call."""
@@ -87,24 +89,22 @@ class Engine:
 
     def set_price(self, price: float) -> None:
         """Change a fixed price, for the episodes under way too. A learner with a compute target does."""
-        self.low = self.high = price
+        self.low, self.high = _price_range(price)
         self.price.fill_(price)
 
     def seed(self, seed: int | Sequence[int | None] | None) -> None:
         """Seed the slots: slot i with `seed + i`, or each with its own; with None from the system's entropy."""
-        seeds = [None if seed is None else seed + i for i in range(self.num_envs)] if _is_scalar(seed) else seed
-        self.generators = [np.random.default_rng(one) for one in seeds]  # pyright: ignore
+        if seed is None or isinstance(seed, int | np.integer):
+            seed = [None if seed is None else seed + i for i in range(self.num_envs)]
+        if len(seed) != self.num_envs:
+            raise ValueError(f"seed: expected one number, or one for each of {self.num_envs} slots, got {seed}.")
+        self.generators = [np.random.default_rng(one) for one in seed]
 
     @torch.no_grad()
     def reset(self) -> Tensor:
         """Start an episode in every slot and return the observations."""
-        slots = torch.arange(self.num_envs, device=self.task.device)
-        self.targets = torch.zeros_like(slots)
-        self.indices = torch.zeros_like(slots)
-        self.decided = torch.zeros_like(slots)
-        self.price, self.kept, self.returns = (torch.zeros(self.num_envs, device=self.task.device) for _ in range(3))
-        self.charged = torch.zeros(self.num_envs, dtype=cost_dtype(self.task.device), device=self.task.device)
-        self.cohorts = [self._deal(slots)]
+        self._clear()
+        self.cohorts = [self._deal(torch.arange(self.num_envs, device=self.task.device))]
         return self._observe()
 
     @torch.no_grad()
@@ -115,7 +115,12 @@ class Engine:
             actions: Shape (N,) or (N, parts), integers.
             deal: Where an episode ends, begin the next at once (SAME_STEP); otherwise the slot stays empty and its
                 observation is zero.
+
+        Raises:
+            gymnasium.error.ResetNeeded: If no slot has an episode under way.
         """
+        if not self.cohorts:
+            raise ResetNeeded("No episode is under way: expected reset(), got step().")
         actions = actions.to(self.task.device)
         parts = len(self.task.decisions)
 
@@ -158,6 +163,16 @@ class Engine:
         """Return what rows have spent, policy included. Shape (N,)."""
         return state.macs + self.decided[state.rows] * self.policy_macs
 
+    def _clear(self) -> None:
+        """Leave every slot without an episode."""
+        count, device = self.num_envs, self.task.device
+        self.cohorts: list[State] = []
+        self.targets, self.indices, self.decided = (
+            torch.zeros(count, dtype=torch.long, device=device) for _ in range(3)
+        )
+        self.price, self.kept, self.returns = (torch.zeros(count, device=device) for _ in range(3))
+        self.charged = torch.zeros(count, dtype=cost_dtype(device), device=device)
+
     def _deal(self, slots: Tensor) -> State:
         """Begin an episode in each of these slots."""
         draws = np.stack([self.generators[i].random(2 + self.augment.draws) for i in slots.tolist()])
@@ -172,7 +187,7 @@ class Engine:
 
     def _pay_step(self, actions: Tensor, states: list[State]) -> Tensor:
         """Charge what was spent since the last payment. Shape (N,)."""
-        total = torch.empty_like(self.charged)
+        total = self.charged.clone()  # slots without an episode spend nothing
         for state in states:
             total[state.rows] = self.total_macs(state)
         kept = (actions.view(self.num_envs, -1) > 0).float().sum(1)
@@ -202,12 +217,8 @@ class Engine:
         return out
 
 
-def _is_scalar(seed: int | Sequence[int | None] | None) -> bool:
-    return seed is None or isinstance(seed, int | np.integer)
-
-
 def _price_range(price: Price) -> tuple[float, float]:
-    low, high = price if isinstance(price, tuple) else (price, price)
-    if not 0 <= low <= high < float("inf"):
+    ends = tuple(price) if isinstance(price, Sequence) else (price, price)
+    if len(ends) != 2 or not 0 <= ends[0] <= ends[1] < float("inf"):
         raise ValueError(f"price: expected a number >= 0, or a range (low, high) of such, got {price}.")
-    return float(low), float(high)
+    return float(ends[0]), float(ends[1])

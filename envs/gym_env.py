@@ -43,12 +43,13 @@ class SkipEnv(gym.Env[np.ndarray, Any]):
         self.observation_space = self.engine.layout.space
         self.action_space = self.engine.task.action_space
 
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict[str, Any]]:
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[np.ndarray, dict[str, Any]]:
         """Begin the next image; with a seed, the sequence of images begins anew."""
         super().reset(seed=seed)
         if seed is not None:
             self.engine.seed(seed)
-        self.done = False
         return self.engine.reset()[0].cpu().numpy(), self._info()
 
     def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
@@ -60,14 +61,12 @@ class SkipEnv(gym.Env[np.ndarray, Any]):
         """
         if not self.action_space.contains(action):
             raise ValueError(f"action: expected an element of {self.action_space}, got {action!r}.")
-        if self.done:
-            raise gym.error.ResetNeeded("The episode has ended: expected reset(), got step().")
         info = self._info()
         transition = self.engine.step(torch.as_tensor(np.asarray(action)[None]), deal=False)
-        self.done = bool(transition.done[0])
-        if self.done:
+        done = bool(transition.done[0])
+        if done:
             info |= {key: values[0].item() for key, values in ending(transition, self.engine).items()}
-        return transition.observation[0].cpu().numpy(), float(transition.reward[0]), self.done, False, info
+        return transition.observation[0].cpu().numpy(), float(transition.reward[0]), done, False, info
 
     def _info(self) -> dict[str, Any]:
         return {"index": int(self.engine.indices[0]), "price": float(self.engine.price[0])}

@@ -47,7 +47,9 @@ class State:
     def __len__(self) -> int:
         return len(self.rows)
 
-    def advance(self, features: Tensor, *, macs: Tensor | float, position: int | None = None, **memory: Tensor) -> "State":
+    def advance(
+        self, features: Tensor, *, macs: Tensor | float, position: int | None = None, **memory: Tensor
+    ) -> "State":
         """Return the state after a decision: new features, more spent, at the next position or the given one."""
         return replace(
             self,
@@ -84,9 +86,7 @@ class State:
         return self.select(~done), self.select(done)
 
     def _each(self, function: Any) -> "State":
-        changed = {
-            f.name: function(value) for f in fields(self) if isinstance(value := getattr(self, f.name), Tensor)
-        }
+        changed = {f.name: function(value) for f in fields(self) if isinstance(value := getattr(self, f.name), Tensor)}
         return replace(self, **changed, memory={key: function(value) for key, value in self.memory.items()})
 
 
@@ -102,6 +102,13 @@ def merge(states: Iterable[State]) -> list[State]:
 def _join(group: list[State]) -> State:
     if len(group) == 1:
         return group[0]
+    answers = [state.answer for state in group if state.answer is not None]
+    if answers and len(answers) < len(group):  # some cohorts have had an exit on their way, others not
+        classes = answers[0].shape[1]
+        group = [
+            state if state.answer is not None else replace(state, answer=answers[0].new_zeros((len(state), classes)))
+            for state in group
+        ]
     first = group[0]
     joined = {
         f.name: torch.cat([getattr(state, f.name) for state in group])

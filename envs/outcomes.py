@@ -1,0 +1,138 @@
+"""What would have come of it: the outcome of every input under each of many paths, prefixes shared."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import combinations, product
+from math import comb
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from ..backbones.routing import Branch
+from .choice import Hard
+from .rollout import Decide, follow
+from .state import State
+from .task import Task
+
+Path = tuple[int, ...]
+
+
+@dataclass
+class Memo:
+    """What the last path computed: for each piece its input, option and output; and the MACs spent on all paths."""
+
+    last: dict[int, tuple[Tensor, int, Tensor]] = field(default_factory=dict)
+    spent: float = 0.0
+
+
+class Shared(Hard):
+    """The same options for all rows; what an earlier path computed from the same tensor is reused.
+
+    Args:
+        options: One for each part of this decision.
+        count: Number of rows.
+        memo: Shared by all paths of one batch.
+        first: Number of the decision's first piece.
+        device: Of the rows.
+    """
+
+    def __init__(self, options: Path, count: int, memo: Memo, first: int, device: torch.device):
+        actions = torch.tensor(options, device=device).expand(count, -1)
+        super().__init__(actions.squeeze(1) if len(options) == 1 else actions)
+        self.options, self.count, self.memo, self.first, self.device = options, count, memo, first, device
+        self.reused = False
+
+    def among(self, branches: Sequence[Branch], x: Tensor) -> Tensor:
+        """Run the chosen branch on all rows, unless the last path through here did the same."""
+        last = self.memo.last.get(self.first)
+        self.reused = last is not None and last[0] is x and last[1] == self.options[0]
+        if last is not None and self.reused:
+            return last[2]
+        out = branches[self.options[0]](x)
+        self.memo.last[self.first] = (x, self.options[0], out)
+        return out
+
+    def cost(self, costs: Sequence[float]) -> Tensor:
+        """Return what the option costs, and keep account of what was really spent."""
+        if not self.reused:
+            self.memo.spent += costs[self.options[0]] * self.count
+        return super().cost(costs)
+
+    def part(self, index: int) -> "Shared":
+        """Return the option of one part."""
+        return Shared((self.options[index],), self.count, self.memo, self.first + index, self.device)
+
+
+@dataclass(frozen=True)
+class Outcomes:
+    """What became of N inputs under P paths.
+
+    Attributes:
+        correct: Whether the answer was right. Shape (N, P).
+        probability: Of the right class. Shape (N, P).
+        macs: Cost of each path, policy aside. Shape (P,).
+        spent: MACs that making the table took.
+    """
+
+    correct: Tensor
+    probability: Tensor
+    macs: Tensor
+    spent: float
+
+
+@torch.no_grad()
+def outcomes(task: Task, images: Tensor, labels: Tensor, paths: Sequence[Path], *, quiet: bool = True) -> Outcomes:
+    """Follow every path with every image.
+
+    Paths are followed in lexicographic order, so that each shares its beginning with the one before.
+
+    Args:
+        task: One in which all rows stay together while they choose alike.
+        images: Shape (N, C, H, W), uint8 or floats in 0…1.
+        labels: Shape (N,).
+        paths: One option for each of the task's pieces.
+        quiet: Whether to draw no progress bar.
+    """
+    labels = labels.to(task.device)
+    start, memo, parts = task.begin(task.prepare(images)), Memo(), len(task.decisions)
+    correct = torch.empty((len(images), len(paths)), dtype=torch.bool, device=task.device)
+    probability = torch.empty((len(images), len(paths)), device=task.device)
+    macs = torch.empty(len(paths), dtype=start.macs.dtype, device=task.device)
+    order = sorted(range(len(paths)), key=lambda i: paths[i])
+    for index in tqdm(order, desc="paths", unit="path", disable=quiet, leave=False):
+        run = follow(task, start, _replay(paths[index], parts, memo))
+        correct[:, index] = run.logits.argmax(1) == labels
+        probability[:, index] = run.logits.softmax(1).gather(1, labels.unsqueeze(1))[:, 0]
+        macs[index] = run.macs[0]
+    return Outcomes(correct, probability, macs, memo.spent + float(start.macs.sum()))
+
+
+def _replay(path: Path, parts: int, memo: Memo) -> Decide:
+    def decide(state: State) -> Shared:
+        first = state.position * parts
+        return Shared(path[first : first + parts], len(state), memo, first, state.rows.device)
+
+    return decide
+
+
+def candidate_paths(pieces: int, limit: int) -> list[Path]:
+    """Return paths of binary pieces worth trying, at most `limit`.
+
+    All 2^pieces where that many are allowed. Otherwise those that leave out at most two pieces, and those that execute
+    at most k, for the largest k that fits.
+    """
+    if pieces < 20 and 2**pieces <= limit:
+        return list(product((0, 1), repeat=pieces))
+    paths = {path for left in range(3) for path in _with_kept(pieces, pieces - left)}
+    for count in range(pieces - 2):
+        if len(paths) + comb(pieces, count) > limit:
+            break
+        paths |= set(_with_kept(pieces, count))
+    return sorted(paths)
+
+
+def _with_kept(pieces: int, count: int) -> Iterator[Path]:
+    """Yield the paths with exactly `count` pieces executed."""
+    for kept in combinations(range(pieces), count):
+        yield tuple(int(i in kept) for i in range(pieces))

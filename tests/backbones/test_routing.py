@@ -1,0 +1,63 @@
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from skipgym.backbones import route
+
+BRANCHES = [lambda x: 2 * x, lambda x: x**2 - 1, lambda x: x.flip(1)]
+
+
+def counted(branch, seen):
+    def run(x):
+        seen.append(x.clone())
+        return branch(x)
+
+    return run
+
+
+@given(st.lists(st.integers(0, 2), min_size=1, max_size=12))
+def test_route_equals_each_row_alone(actions):
+    x = torch.rand((len(actions), 3, 4), generator=torch.Generator().manual_seed(len(actions)))
+    expected = torch.cat([BRANCHES[action](x[i : i + 1]) for i, action in enumerate(actions)])
+    assert torch.equal(route(BRANCHES, x, torch.tensor(actions)), expected)
+
+
+@given(st.lists(st.integers(0, 2), min_size=1, max_size=12))
+def test_each_branch_sees_its_rows_only_and_others_do_not_run(actions):
+    x = torch.arange(2.0 * len(actions)).view(-1, 2)
+    seen = [[], [], []]
+    route([counted(branch, calls) for branch, calls in zip(BRANCHES, seen, strict=True)], x, torch.tensor(actions))
+    for option, calls in enumerate(seen):
+        rows = [i for i, action in enumerate(actions) if action == option]
+        assert len(calls) == bool(rows)
+        if rows:
+            assert torch.equal(calls[0], x[rows])
+
+
+@given(st.lists(st.integers(0, 1), min_size=1, max_size=8))
+def test_gradients_reach_inputs_and_the_chosen_branches(actions):
+    factors = torch.tensor([3.0, 5.0], requires_grad=True)
+    x = torch.arange(1.0, len(actions) + 1).view(-1, 1).requires_grad_()
+    route([lambda x: factors[0] * x, lambda x: factors[1] * x], x, torch.tensor(actions)).sum().backward()
+    assert torch.equal(x.grad, torch.tensor([[3.0, 5.0][action] for action in actions]).view(-1, 1))
+    totals = [sum(i + 1.0 for i, action in enumerate(actions) if action == option) for option in (0, 1)]
+    assert torch.equal(factors.grad, torch.tensor(totals))
+
+
+def test_empty_batch_gives_an_empty_batch_of_the_right_shape():
+    branches = [nn.Identity(), nn.Conv2d(4, 4, 3, padding=1)]
+    assert route(branches, torch.zeros(0, 4, 5, 5), torch.zeros(0, dtype=torch.long)).shape == (0, 4, 5, 5)
+
+
+def test_branches_may_change_the_shape():
+    branches = [lambda x: x[:, :1], lambda x: x.sum(1, keepdim=True)]
+    out = route(branches, torch.tensor([[1.0, 2.0], [3.0, 4.0]]), torch.tensor([0, 1]))
+    assert torch.equal(out, torch.tensor([[1.0], [7.0]]))
+
+
+@pytest.mark.parametrize("actions", [[0, 3], [-1, -1], [2, 5]])
+def test_action_without_a_branch_is_refused(actions):
+    with pytest.raises(ValueError, match=r"each of 2 rows to choose 0 … 2"):
+        route(BRANCHES, torch.zeros(2, 3), torch.tensor(actions))

@@ -1,0 +1,80 @@
+from collections.abc import Callable
+
+import pytest
+import torch
+from hypothesis import settings
+from torch import nn
+
+from skipgym.backbones import Backbone, make_backbone
+from skipgym.data import Augment, ImageData, Part
+
+settings.register_profile("skipgym", deadline=None, derandomize=True, database=None, max_examples=25)
+settings.load_profile("skipgym")
+
+CLASSES = 4
+
+
+@pytest.fixture(scope="session")
+def randomise() -> Callable[..., nn.Module]:
+    """Return a function that gives BatchNorm layers the statistics of a used network, so that folding matters."""
+
+    def fill(network: nn.Module, seed: int = 0) -> nn.Module:
+        generator = torch.Generator().manual_seed(seed)
+        for module in network.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                with torch.no_grad():
+                    module.running_mean.normal_(0, 0.5, generator=generator)
+                    module.running_var.uniform_(0.5, 2.0, generator=generator)
+                    module.weight.uniform_(0.5, 1.5, generator=generator)
+                    module.bias.normal_(0, 0.3, generator=generator)
+        return network.eval()
+
+    return fill
+
+
+@pytest.fixture(scope="session")
+def random_backbone(randomise: Callable[..., nn.Module]) -> Callable[..., Backbone]:
+    """Return a function that builds a backbone with random weights and BatchNorm statistics, of 4 classes."""
+
+    def build(name: str = "resnet8-w4", *, input_shape: tuple[int, int, int] = (1, 8, 8), seed: int = 0) -> Backbone:
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            backbone = make_backbone(name, num_classes=CLASSES, input_shape=input_shape)
+        if name == "vit_tiny":  # torchvision's head begins with zeros: every answer would be the same
+            nn.init.normal_(
+                backbone.network.get_submodule("heads.head").weight, generator=torch.Generator().manual_seed(seed)
+            )
+        randomise(backbone.network, seed)
+        return backbone
+
+    return build
+
+
+@pytest.fixture(scope="session")
+def tiny_backbone(random_backbone: Callable[..., Backbone]) -> Backbone:
+    """Return a random network of 3 blocks for grey 8x8 images. Not to be changed."""
+    return random_backbone()
+
+
+@pytest.fixture(scope="session")
+def tiny_images() -> ImageData:
+    """Return noise, grey 8x8, of 4 classes."""
+
+    def part(count: int, seed: int) -> Part:
+        generator = torch.Generator().manual_seed(seed)
+        images = torch.randint(256, (count, 1, 8, 8), dtype=torch.uint8, generator=generator)
+        return Part(images, torch.randint(CLASSES, (count,), generator=generator))
+
+    return ImageData(
+        name="noise",
+        train=part(8, 0),
+        policy=part(40, 1),
+        val=part(8, 2),
+        test=part(8, 3),
+        class_names=("a", "b", "c", "d"),
+        mean=(0.5,),
+        std=(0.25,),
+        augment=Augment(pad=1),
+        fingerprint="0" * 16,
+        note="made for tests",
+    )
