@@ -2,8 +2,8 @@
 
 A frozen network tells everything about itself for the asking, so nothing needs to be explored:
 
-1. *Search*: on a few images, follow many paths (prefixes shared). For each class keep the paths on the frontier of its
-   accuracy over compute, and the full network.
+1. *Search*: on a few images, follow many paths (prefixes shared); follow the best ones again on more images. For each
+   class keep the paths on the frontier of its accuracy over compute, and the full network.
 2. *Classify*: train the policy's own small network to guess the class. The backbone is not needed for this.
 3. *Record*: on fresh, augmented images, follow the kept paths, and learn to foresee which are right.
 
@@ -31,6 +31,9 @@ from .path_policy import PathNet, PathPolicy
 PRICES = (0.05, 0.1, 0.2, 0.4, 0.8)
 """At which each class keeps its best path."""
 
+SHORTLIST, RECHECK = 6, 4
+"""So many paths of each class and price are followed again, on so many times more images."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class PathTableOptions:
@@ -42,7 +45,7 @@ class PathTableOptions:
     """Images on which all candidate paths are followed."""
     search_paths: int = 10_000
     """Candidate paths at most."""
-    record_images: int = 10_000
+    record_images: int = 40_000
     """Images at most on which the kept paths are followed."""
     record_share: float = 0.35
     """Share of the time limit, where there is one, that search and recording may take."""
@@ -100,28 +103,43 @@ def path_table_options(options: Mapping[str, Any]) -> PathTableOptions:
 
 
 def search(setting: Setting, options: PathTableOptions, generator: torch.Generator) -> list[Path]:
-    """Return the paths on each class's frontier, and the full one."""
-    part = setting.data.policy.subset(options.search_images)
-    images = augmented(setting.augment, part.images, generator)
-    candidates = candidate_paths(len(setting.task.pieces), options.search_paths)
-    found = outcomes(setting.task, images, part.labels, candidates, quiet=setting.monitor.quiet)
-    setting.monitor.backbone_macs += found.spent
-    score = 0.8 * found.correct.float() + 0.2 * found.probability  # the probability tells equals apart
-    kept = frontier(score.cpu(), (found.macs / setting.task.full_macs).float().cpu(), part.labels)
-    full = candidates.index((1,) * len(setting.task.pieces))
-    return [candidates[i] for i in sorted({*kept, full})]
+    """Return the paths on each class's frontier, and the full one.
+
+    The best of many on few images are partly lucky; so several of each class are looked at again on other images.
+    """
+    full = (1,) * len(setting.task.pieces)
+    paths = candidate_paths(len(full), options.search_paths)
+    paths = _best(setting, paths, options.search_images, SHORTLIST, generator)
+    paths = _best(setting, paths, RECHECK * options.search_images, 1, generator)
+    return sorted({*paths, full})
 
 
-def frontier(score: Tensor, compute: Tensor, labels: Tensor) -> set[int]:
-    """Return for each class and each of `PRICES` the path with the best mean score minus price x compute.
+def _best(setting: Setting, paths: list[Path], images: int, top: int, generator: torch.Generator) -> list[Path]:
+    """Return for each class and price the best paths on augmented images."""
+    part = setting.data.policy.subset(images)
+    scores, macs = [], torch.zeros(len(paths))
+    for rows in tqdm(torch.arange(len(part)).split(128), desc="search", unit="batch", disable=setting.monitor.quiet):
+        varied = augmented(setting.augment, part.images[rows], generator)
+        found = outcomes(setting.task, varied, part.labels[rows], paths, quiet=setting.monitor.quiet)
+        setting.monitor.backbone_macs += found.spent
+        scores.append(0.8 * found.correct.float() + 0.2 * found.probability)  # the probability tells equals apart
+        macs = found.macs
+    chosen = frontier(torch.cat(scores).cpu(), (macs / setting.task.full_macs).float().cpu(), part.labels, top=top)
+    return [paths[i] for i in sorted(chosen)]
+
+
+def frontier(score: Tensor, compute: Tensor, labels: Tensor, *, top: int = 1) -> set[int]:
+    """Return for each class and each of `PRICES` the paths with the best mean score minus price x compute.
 
     Args:
         score: Of each image under each path. Shape (N, P).
         compute: Of each path, as a share of the full network's. Shape (P,).
         labels: Shape (N,).
+        top: How many.
     """
     means = torch.stack([score[labels == c].mean(0) for c in labels.unique()])
-    return {int((mean - price * compute).argmax()) for mean in means for price in PRICES}
+    top = min(top, len(compute))
+    return {int(i) for mean in means for price in PRICES for i in (mean - price * compute).topk(top).indices}
 
 
 @dataclass
@@ -163,7 +181,6 @@ def classify(
     SGD with a linear warm-up and decay; the weights are averaged over the last part.
     """
     data, task, monitor = setting.data.policy, setting.task, setting.monitor
-    augment = replace(setting.data.augment, cutout=min(setting.data.image_shape[1:]) // 4)
     layout, began = Layout.of(task, priced=False), monitor.done_share
     net.body.fit(first_observation(task, layout, data.images[:2048]))
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9, nesterov=True, weight_decay=5e-4)
@@ -171,7 +188,7 @@ def classify(
     net.train()
     while (progress := (monitor.done_share - began) / (1 - began)) < 1:
         rows = torch.randint(len(data), (options.batch_size,), generator=generator)
-        observations = first_observation(task, layout, augmented(augment, data.images[rows], generator))
+        observations = first_observation(task, layout, augmented(setting.augment, data.images[rows], generator))
         _, logits = net.features(observations)
         loss = F.cross_entropy(logits, data.labels[rows].to(task.device))
         for group in optimizer.param_groups:

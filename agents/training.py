@@ -53,9 +53,9 @@ class TrainConfig:
     """Of the policy's images; auto is strong where the backbone has seen them."""
     seed: int = 0
     """Of everything random."""
-    task_options: dict[str, Any] = field(default_factory=dict)
+    task_options: dict[str, int | float | str] = field(default_factory=dict)
     """Options of the task."""
-    agent_options: dict[str, Any] = field(default_factory=dict)
+    agent_options: dict[str, int | float | str] = field(default_factory=dict)
     """Options of the learner that differ from its defaults."""
 
     def __post_init__(self) -> None:

@@ -81,7 +81,7 @@ def make_backbone(
     try:
         network, blocks = entry.build(num_classes, shape)
         backbone = Backbone(network, blocks, name=name, input_shape=shape, mean=mean, std=std, class_names=class_names)
-    except (RuntimeError, AssertionError) as error:  # torchvision asserts that the patches fit
+    except RuntimeError as error:
         raise ValueError(
             f"{name} on {height} x {width} images: {error}. Use larger images or another backbone."
         ) from error
@@ -121,9 +121,10 @@ def load_backbone(name: str, weights: str | Path, **options: Any) -> Backbone:
 
 
 def _read_card(path: Path) -> dict[str, Any] | None:
-    """Return the backbone's configuration from the card next to its weights, None if there is no such card."""
+    """Return name and normalisation of the backbone from the card next to its weights, None if there is no such card."""
     try:
-        return json.loads(path.read_text())["backbone"]
+        saved = json.loads(path.read_text())["backbone"]
+        return {key: saved[key] for key in ("name", "mean", "std")}
     except FileNotFoundError:
         return None
     except (ValueError, KeyError, TypeError) as error:

@@ -42,7 +42,7 @@ class Config:
     """Registered name."""
     weights: Path | None = None
     """The backbone's checkpoint."""
-    task_options: dict[str, Any] = field(default_factory=dict)
+    task_options: dict[str, int | float | str] = field(default_factory=dict)
     """Options of the task."""
     batch_size: int = 512
     """Images at a time."""
