@@ -123,7 +123,7 @@ class Gate(nn.Module):
         super().__init__()
         self.layout, self.decisions, self.hidden, self.recurrent = layout, tuple(decisions), hidden, recurrent
         self.trunk = make_trunk(layout, hidden)
-        self.core = nn.LSTM(hidden, hidden) if recurrent else None
+        self.core = nn.LSTMCell(hidden, hidden) if recurrent else None
         self.head = nn.Linear(hidden, sum(decisions))
 
     def forward(self, observation: Tensor, memory: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
@@ -133,9 +133,8 @@ class Gate(nn.Module):
             return self.head(x), None
         if memory is None:
             memory = x.new_zeros(len(x), 2 * self.hidden)
-        hidden, cell = (part.contiguous().unsqueeze(0) for part in memory.chunk(2, 1))
-        out, (hidden, cell) = self.core(x.unsqueeze(0), (hidden, cell))
-        return self.head(out[0]), torch.cat([hidden[0], cell[0]], 1)
+        hidden, cell = self.core(x, tuple(part.contiguous() for part in memory.chunk(2, 1)))
+        return self.head(hidden), torch.cat([hidden, cell], 1)
 
     def macs(self) -> int:
         """Return the cost of one decision, in MACs."""

@@ -105,7 +105,7 @@ def extract(model: BaseAlgorithm, setting: Setting, recurrent: bool | None = Non
     gate.trunk.load_state_dict(trunk.state_dict())
     gate.head.load_state_dict(head.state_dict())
     if gate.core is not None and core is not None:
-        gate.core.load_state_dict(core.state_dict())
+        gate.core.load_state_dict({key.removesuffix("_l0"): value for key, value in core.state_dict().items()})
     return policy
 
 

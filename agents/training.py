@@ -8,8 +8,7 @@ from typing import Any, Literal
 import torch
 
 from ..data import ImageData, Part
-from ..data import load as load_data
-from ..envs.build import AugmentLevel, check_fit, choose_augment, find_backbone
+from ..envs.build import AugmentLevel, check_fit, choose_augment, find_backbone, find_data
 from ..envs.engine import Price
 from ..envs.rewards import Reward, make_reward
 from ..envs.task import Task, make_task, task_class
@@ -50,7 +49,7 @@ class TrainConfig:
     hidden: int = 64
     """Width of the gate."""
     augment: AugmentLevel = "auto"
-    """Of the policy's images; auto is strong where the backbone has seen them."""
+    """Of the policy's images; auto is strong where the backbone has seen them, else light."""
     seed: int = 0
     """Of everything random."""
     task_options: dict[str, int | float | str] = field(default_factory=dict)
@@ -97,8 +96,7 @@ def prepare(config: TrainConfig) -> tuple[Task, ImageData]:
     Raises:
         ValueError: If they do not fit each other.
     """
-    policy_from = "train" if config.weights else "held-out"
-    data = load_data(config.data, policy_from=policy_from)
+    data = find_data(config.data, config.weights)
     backbone = find_backbone(config.backbone, data, config.weights)
     task = make_task(config.task, backbone, **config.task_options)
     check_fit(task, data)
@@ -150,6 +148,8 @@ def train(config: TrainConfig, task: Task, data: ImageData, *, out: Path | None 
 def price_for(controller: Controller, part: Part, compute: float, *, images: int = 2000) -> float:
     """Return the lowest price at which a policy that is told it spends no more than a share of the full MACs."""
     part, low, high = part.subset(images), 0.0, 1.0
+    if measure(controller, part, price=0.0).compute <= compute:
+        return 0.0
     while measure(controller, part, price=high).compute > compute and high < 1e3:
         low, high = high, 2 * high
     for _ in range(12):

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 
@@ -22,12 +23,34 @@ def _countable_attention() -> Iterator[None]:
         torch.backends.mha.set_fastpath_enabled(before)
 
 
+class _Uncounted(TorchDispatchMode):
+    """Notes operators that do real work but that torch's counter passes over in silence."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: set[str] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = str(func)
+        if any(word in name for word in ("rnn", "lstm", "gru", "deform_conv", "fft")):
+            self.found.add(name)
+        return func(*args, **(kwargs or {}))
+
+
 def count_macs(function: Callable[..., Any], *inputs: Tensor) -> int:
     """Return the multiply-accumulates of one call, per row of the first input.
 
     Convolutions, matrix products and attention count; element-wise work (activations, BatchNorm, pooling, padding)
     does not, as is the custom of the field. torch counts 2 FLOPs for a multiply-accumulate.
+
+    Raises:
+        ValueError: If an operator is called whose work torch does not count, such as a fused LSTM.
     """
-    with torch.no_grad(), _countable_attention(), FlopCounterMode(display=False) as counter:
+    with torch.no_grad(), _countable_attention(), _Uncounted() as uncounted, FlopCounterMode(display=False) as counter:
         function(*inputs)
+    if uncounted.found:
+        raise ValueError(
+            f"cost: expected operators that torch can count, got {', '.join(sorted(uncounted.found))}. "
+            "Use modules that are made of convolutions and matrix products (LSTMCell instead of LSTM)."
+        )
     return counter.get_total_flops() // 2 // len(inputs[0])

@@ -121,7 +121,7 @@ def load_backbone(name: str, weights: str | Path, **options: Any) -> Backbone:
 
 
 def _read_card(path: Path) -> dict[str, Any] | None:
-    """Return name and normalisation of the backbone from the card next to its weights, None if there is no such card."""
+    """Return name and normalisation from the card next to weights, None if there is no such card."""
     try:
         saved = json.loads(path.read_text())["backbone"]
         return {key: saved[key] for key in ("name", "mean", "std")}
@@ -132,6 +132,15 @@ def _read_card(path: Path) -> dict[str, Any] | None:
             f"{path}: expected the card that skipgym pretrain writes next to its weights, got something else "
             f"({error!r}). Move the weights away from it."
         ) from error
+
+
+def held_out(weights: str | Path, data_fingerprint: str) -> bool:
+    """Return whether weights are known, from the card beside them, not to have seen the policy's part of the data."""
+    try:
+        card = json.loads(Path(weights).with_suffix(".json").read_text())
+        return card["data"]["fingerprint"] == data_fingerprint and not card["pretrain"].get("init")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):  # no card, or not one of ours
+        return False
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:

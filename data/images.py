@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 import torch
@@ -124,6 +124,13 @@ class ImageData:
         if name not in parts:
             raise ValueError(f"Unknown part of the data: expected one of {', '.join(parts)}, got {name!r}.")
         return parts[name]
+
+    def joined(self) -> "ImageData":
+        """Return the data for a backbone that came trained from elsewhere: train and policy are one, and seen."""
+        parts = (self.train, self.policy)
+        both = Part(torch.cat([part.images for part in parts]), torch.cat([part.labels for part in parts]))
+        note = f"{self.note}; train and policy joined: the backbone has seen the policy's images"
+        return self if self.seen else replace(self, train=both, policy=both, note=note, seen=True)
 
     @property
     def image_shape(self) -> tuple[int, int, int]:

@@ -94,12 +94,7 @@ def assemble(source: Source, *, policy_from: PolicyFrom, image_size: int | None)
     if image_size is not None:
         parts = {name: Part(resized(part.images, image_size), part.labels) for name, part in parts.items()}
     mean, std = channel_statistics(parts["train"].images)
-    digest = fingerprint(parts, source.class_names)
-    note = _note(source)
-    if policy_from == "train":
-        parts["train"] = parts["policy"] = _joined(parts["train"], parts["policy"])
-        note += "; train and policy joined: the backbone has seen the policy's images"
-    return ImageData(
+    data = ImageData(
         name=source.name,
         train=parts["train"],
         policy=parts["policy"],
@@ -109,10 +104,10 @@ def assemble(source: Source, *, policy_from: PolicyFrom, image_size: int | None)
         mean=mean,
         std=std,
         augment=Augment(pad=min(parts["train"].images.shape[-2:]) // 8, flip=source.flip),
-        fingerprint=digest,
-        note=note,
-        seen=policy_from == "train",
+        fingerprint=fingerprint(parts, source.class_names),
+        note=_note(source),
     )
+    return data.joined() if policy_from == "train" else data
 
 
 def resized(images: Tensor, size: int) -> Tensor:
@@ -182,10 +177,6 @@ def _check_classes(source: Source) -> None:
             f"{', '.join(small[:5])}{more}. "
             "Remedy: add images or leave the class out (classes are numbered from 0 without gaps)."
         )
-
-
-def _joined(first: Part, second: Part) -> Part:
-    return Part(torch.cat([first.images, second.images]), torch.cat([first.labels, second.labels]))
 
 
 def _note(source: Source) -> str:

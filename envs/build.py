@@ -5,6 +5,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ..backbones import Backbone, load_backbone
+from ..backbones.names import unknown
+from ..backbones.registry import held_out
 from ..data import Augment, ImageData
 from ..data import load as load_data
 from .engine import Engine, Price
@@ -38,7 +40,7 @@ def build_engine(
         reward: A registered name, or a reward.
         price: Of compute, in units of accuracy: a number, or a range drawn from for each episode and then observed.
         part: Which images are dealt.
-        augment: How they are varied; `auto` is `strong` where the backbone has seen them, else none.
+        augment: How they are varied; `auto` is `strong` where the backbone has seen them, else `light`.
         task_options: Passed to the task.
         policy_macs: Cost of one decision of the policy, in MACs, charged as compute.
         num_envs: Number of slots.
@@ -49,7 +51,7 @@ def build_engine(
     reward = make_reward(reward)
     if isinstance(task, str):
         task_class(task)  # an unknown name is told before data and weights are read
-    images = load_data(data, policy_from="train" if weights else "held-out") if isinstance(data, str) else data
+    images = find_data(data, weights) if isinstance(data, str) else data
     if isinstance(task, str):
         net = backbone if isinstance(backbone, Backbone) else find_backbone(backbone, images, weights)
         task = make_task(task, net, **(task_options or {}))
@@ -63,6 +65,12 @@ def build_engine(
         augment=choose_augment(augment, images),
         policy_macs=policy_macs,
     )
+
+
+def find_data(spec: str, weights: str | Path | None) -> ImageData:
+    """Load data for a backbone: its policy part is held out, unless the weights may have seen everything."""
+    data = load_data(spec)
+    return data if weights is None or held_out(weights, data.fingerprint) else data.joined()
 
 
 def find_backbone(name: str, data: ImageData, weights: str | Path | None) -> Backbone:
@@ -94,5 +102,8 @@ def check_fit(task: Task, data: ImageData) -> None:
 def choose_augment(level: AugmentLevel, data: ImageData) -> Augment:
     """Return the augmentation of a level; `auto` looks at whether the backbone has seen the policy's images."""
     if level == "auto":
-        level = "strong" if data.seen else "none"
-    return {"none": Augment(), "light": Augment.light(data), "strong": Augment.strong(data)}[level]
+        level = "strong" if data.seen else "light"
+    levels = {"none": Augment(), "light": Augment.light(data), "strong": Augment.strong(data)}
+    if level not in levels:
+        raise ValueError(unknown("augment", level, ["auto", *levels]))
+    return levels[level]

@@ -55,7 +55,7 @@ class Layout:
     def split(self, observation: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return features (N, *shape), positions (N,) as integers, and prices (N, 1 or 0)."""
         features, extras = observation.split([self.shape[0], self.extras], 1)
-        flat = extras.reshape(len(extras), self.extras, -1)[:, :, 0]
+        flat = extras.flatten(2)[:, :, 0] if extras.dim() > 2 else extras
         zeros = torch.zeros(len(flat), dtype=torch.long, device=flat.device)
         position = flat[:, : self.positions].argmax(1) if self.positions else zeros
         return features, position, flat[:, self.positions :]

@@ -20,10 +20,10 @@ Path = tuple[int, ...]
 
 @dataclass
 class Memo:
-    """What the last path computed: for each piece its input, option and output; and the MACs spent on all paths."""
+    """What the last path computed: for each piece its input, option and output; and the MACs that reuse has saved."""
 
     last: dict[int, tuple[Tensor, int, Tensor]] = field(default_factory=dict)
-    spent: float = 0.0
+    saved: float = 0.0
 
 
 class Shared(Hard):
@@ -54,9 +54,9 @@ class Shared(Hard):
         return out
 
     def cost(self, costs: Sequence[float]) -> Tensor:
-        """Return what the option costs, and keep account of what was really spent."""
-        if not self.reused:
-            self.memo.spent += costs[self.options[0]] * self.count
+        """Return what the option costs, and keep account of what was not spent."""
+        if self.reused:
+            self.memo.saved += costs[self.options[0]] * self.count
         return super().cost(costs)
 
     def part(self, index: int) -> "Shared":
@@ -105,7 +105,9 @@ def outcomes(task: Task, images: Tensor, labels: Tensor, paths: Sequence[Path], 
         correct[:, index] = run.logits.argmax(1) == labels
         probability[:, index] = run.logits.softmax(1).gather(1, labels.unsqueeze(1))[:, 0]
         macs[index] = run.macs[0]
-    return Outcomes(correct, probability, macs, memo.spent + float(start.macs.sum()))
+    begun = float(start.macs.sum())
+    spent = begun + float(macs.sum()) * len(images) - begun * len(paths) - memo.saved
+    return Outcomes(correct, probability, macs, spent)
 
 
 def _replay(path: Path, parts: int, memo: Memo) -> Decide:

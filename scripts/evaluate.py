@@ -106,7 +106,7 @@ def _saved(config: Config) -> tuple[Controller, ImageData, str]:
     controller = Controller.load(path)
     trained = controller.info.get("config", {})
     spec = config.data or trained.get("data", "digits")
-    data = load_data(spec, policy_from="train" if trained.get("weights") else "held-out")
+    data = load_data(spec)
     check_fit(controller.task, data)
     return controller, data, trained.get("agent", "controller")
 

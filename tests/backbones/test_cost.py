@@ -109,7 +109,16 @@ class TestCountMacs:
         q = torch.zeros(1, 2, 9, 4)  # 2 heads, 9 tokens of 4
         assert count_macs(lambda x: F.scaled_dot_product_attention(x, x, x), q) == 2 * (2 * 9 * 9 * 4)
 
-    def test_settings_for_attention_are_put_back(self):
+    def test_work_that_torch_does_not_count_is_told(self):
+        with pytest.raises(ValueError, match=r"expected operators that torch can count, got aten.lstm"):
+            count_macs(nn.LSTM(4, 4), torch.zeros(2, 1, 4))
+
+    @pytest.mark.parametrize("enabled", [True, False])
+    def test_setting_for_attention_is_put_back(self, enabled):
         before = torch.backends.mha.get_fastpath_enabled()
-        count_macs(nn.Linear(7, 5), torch.zeros(1, 7))
-        assert torch.backends.mha.get_fastpath_enabled() == before
+        torch.backends.mha.set_fastpath_enabled(enabled)
+        try:
+            count_macs(nn.Linear(7, 5), torch.zeros(1, 7))
+            assert torch.backends.mha.get_fastpath_enabled() == enabled
+        finally:
+            torch.backends.mha.set_fastpath_enabled(before)

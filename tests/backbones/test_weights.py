@@ -124,7 +124,7 @@ class TestRefused:
                 return (open, (str(tmp_path / "executed"), "w"))
 
         torch.save({"state_dict": state, "extra": Code()}, tmp_path / "w.pt")
-        (tmp_path / "w.pth").write_bytes(pickle.dumps({"state_dict": Code()}))
+        (tmp_path / "w.pth").write_bytes(pickle.dumps({"state_dict": Code()}, protocol=2))
         for name in ("w.pt", "w.pth"):
             with pytest.raises(ValueError, match="expected a safetensors file or a checkpoint of tensors only"):
                 load(tmp_path / name)

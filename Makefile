@@ -1,0 +1,39 @@
+# `make demo` and `make test` create the environment by themselves; PYTHON chooses the interpreter it is made from.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+SOURCES := $(shell git ls-files '*.py' 2>/dev/null) pyproject.toml
+TYPED := build/typed
+
+.PHONY: demo test check format clean
+
+demo: $(VENV)/.installed
+	$(BIN)/skipgym demo --out demo
+
+test: check
+	$(BIN)/pytest
+
+check: $(VENV)/.installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	rm -rf $(TYPED)
+	$(BIN)/pip install --quiet --no-deps --target $(TYPED) .
+	$(BIN)/basedpyright --pythonpath $(BIN)/python
+
+format: $(VENV)/.installed
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf $(VENV) build *.egg-info
+
+# The tests see the installed copy, so it is made anew whenever a source changes; dependencies only with pyproject.toml.
+$(VENV)/.installed: $(VENV)/.dependencies $(SOURCES)
+	$(BIN)/pip install --quiet --no-deps --force-reinstall .
+	rm -rf build *.egg-info
+	touch $@
+
+$(VENV)/.dependencies: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install ".[dev]"
+	touch $@
