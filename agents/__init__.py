@@ -1,0 +1,1 @@
+"""Learners, the policies that they must beat, evaluation and controllers."""

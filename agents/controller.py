@@ -169,7 +169,9 @@ def _hash(content: dict[str, Any]) -> str:
 
 def _read_json(path: Path) -> dict[str, Any]:
     if not path.is_file():
-        raise FileNotFoundError(f"controller: expected a directory with {path.name}, got {path.parent}. Check the path.")
+        raise FileNotFoundError(
+            f"controller: expected a directory with {path.name}, got {path.parent}. Check the path."
+        )
     try:
         content = json.loads(path.read_text())
         found, version = content.pop("sha256"), content["format"]

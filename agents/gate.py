@@ -131,9 +131,8 @@ class Gate(nn.Module):
         x = self.trunk(observation)
         if self.core is None:
             return self.head(x), None
-        if memory is None:
-            memory = x.new_zeros(len(x), 2 * self.hidden)
-        hidden, cell = self.core(x, tuple(part.contiguous() for part in memory.chunk(2, 1)))
+        before = x.new_zeros(len(x), 2 * self.hidden) if memory is None else memory
+        hidden, cell = self.core(x, tuple(part.contiguous() for part in before.chunk(2, 1)))
         return self.head(hidden), torch.cat([hidden, cell], 1)
 
     def macs(self) -> int:

@@ -76,8 +76,8 @@ class VectorBody(nn.Module):
 class PathNet(nn.Module):
     """Foresees, from the first observation, the probability that each path answers right.
 
-    The class is guessed first, since on a frozen network the path to take is above all a matter of class; how often each
-    path is right for each class (`table`) gives the first estimate, in log-odds, and a small head corrects it.
+    The class is guessed first, since on a frozen network the path to take is above all a matter of class. How often
+    each path is right for each class (`table`) gives the first estimate, in log-odds, and a small head corrects it.
 
     Args:
         layout: Of the observation.

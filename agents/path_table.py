@@ -152,9 +152,7 @@ class Recorded:
     macs: Tensor
 
 
-def record(
-    setting: Setting, options: PathTableOptions, paths: list[Path], generator: torch.Generator
-) -> Recorded:
+def record(setting: Setting, options: PathTableOptions, paths: list[Path], generator: torch.Generator) -> Recorded:
     """Follow the kept paths on augmented images, until there are enough or the time share is over."""
     data, task, monitor = setting.data.policy, setting.task, setting.monitor
     layout = Layout.of(task, priced=False)
@@ -173,9 +171,7 @@ def record(
     return Recorded(observations, labels, correct.float(), macs)
 
 
-def classify(
-    setting: Setting, options: PathTableOptions, net: PathNet, generator: torch.Generator
-) -> PathNet:
+def classify(setting: Setting, options: PathTableOptions, net: PathNet, generator: torch.Generator) -> PathNet:
     """Train the policy's network to guess the class, for `images` images or what is left of the time.
 
     SGD with a linear warm-up and decay; the weights are averaged over the last part.

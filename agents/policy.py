@@ -147,9 +147,7 @@ def make_policy(config: dict[str, Any]) -> Policy:
         return StaticPolicy(config["actions"], config["parts"])
     if config["kind"] == "gate":
         layout = Layout(tuple(config["layout"]["shape"]), config["layout"]["positions"], config["layout"]["priced"])
-        return GatePolicy(
-            Gate(layout, config["decisions"], hidden=config["hidden"], recurrent=config["recurrent"])
-        )
+        return GatePolicy(Gate(layout, config["decisions"], hidden=config["hidden"], recurrent=config["recurrent"]))
     raise ValueError(f"policy: expected kind gate, path or static, got {config['kind']!r}. It needs a newer skipgym.")
 
 

@@ -67,9 +67,7 @@ class Sampler:
         generator: Of the draws.
     """
 
-    def __init__(
-        self, task: Task, gate: Gate, price: Tensor, *, bound: float, forced: int, generator: torch.Generator
-    ):
+    def __init__(self, task: Task, gate: Gate, price: Tensor, *, bound: float, forced: int, generator: torch.Generator):
         self.task, self.gate, self.price = task, gate, price
         self.bound, self.forced, self.generator = bound, forced, generator
         self.log_prob, self.entropy = torch.zeros_like(price), torch.zeros_like(price)

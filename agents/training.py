@@ -1,9 +1,10 @@
 """Train a policy and leave a run directory: configuration, logs, controller, figures."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 
@@ -204,7 +205,7 @@ def _setting(
 
 
 def _middle(price: Price) -> float:
-    return sum(price) / 2 if isinstance(price, tuple) else price
+    return (price[0] + price[1]) / 2 if isinstance(price, Sequence) else price
 
 
 def _write(trained: Trained, config: TrainConfig, data: ImageData, out: Path) -> None:

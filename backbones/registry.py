@@ -214,7 +214,7 @@ def _torchvision_resnet(num_classes: int, _: tuple[int, int, int], *, name: str)
 
 
 def _residual_blocks(network: nn.Module) -> list[str]:
-    """Return the names of the residual blocks of a ResNet with stages `layer1`, `layer2`, …"""
+    """Return the names of the residual blocks of a ResNet with stages `layer1`, `layer2`, …."""
     return [
         f"{stage}.{i}"
         for stage, module in network.named_children()

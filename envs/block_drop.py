@@ -26,6 +26,7 @@ class BlockDrop(Task):
         After the one decision.
     Cost:
         Stem + executed blocks + shortcuts of dropped ones + head.
+
     Arguments:
         thumbnail: Longest side of what the policy sees, in pixels.
     Version history:

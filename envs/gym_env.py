@@ -1,6 +1,6 @@
 """The single Gymnasium environment."""
 
-from typing import Any, ClassVar
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
@@ -30,13 +30,14 @@ class SkipEnv(gym.Env[np.ndarray, Any]):
     Info:
         `index`: which image; `price`. At the end also `correct` (0 or 1), `macs` (policy included where its cost was
         given), `compute` and `kept` (pieces executed).
+
     Arguments:
         task, and all arguments of `skipgym.envs.build_engine`; or a ready `engine` of one slot.
     Version history:
         v0: first.
     """
 
-    metadata: ClassVar[dict[str, Any]] = {"render_modes": []}
+    metadata = {"render_modes": []}  # noqa: RUF012 - as Gymnasium declares it
 
     def __init__(self, task: str | Task | None = None, *, engine: Engine | None = None, **arguments: Any):
         self.engine = engine or build_engine(_required(task), num_envs=1, **arguments)

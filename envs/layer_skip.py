@@ -27,6 +27,7 @@ class LayerSkip(Task):
         After one decision for each block.
     Cost:
         Stem + executed blocks + shortcuts of skipped ones + head.
+
     Arguments:
         grid: Cells on a side of the pooled features.
     Version history:

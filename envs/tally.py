@@ -10,7 +10,7 @@ class Tally:
     def __init__(self, pieces: int):
         self.episodes = 0
         self.backbone_macs = 0.0
-        self.sums = dict.fromkeys(("reward", "accuracy", "compute"), 0.0)
+        self.sums: dict[str, float] = {"reward": 0.0, "accuracy": 0.0, "compute": 0.0}
         self.executed, self.decided = torch.zeros(pieces), torch.zeros(pieces)
 
     def count(self, first: int, actions: Tensor) -> None:

@@ -65,7 +65,7 @@ class Task(nn.Module, ABC):
         """The space of one decision."""
         if len(self.decisions) == 1:
             return spaces.Discrete(self.decisions[0])
-        return spaces.MultiDiscrete(self.decisions)
+        return spaces.MultiDiscrete(list(self.decisions))
 
     @property
     def pieces(self) -> list[str]:

@@ -1,7 +1,7 @@
 """The natively batched Gymnasium environment."""
 
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,7 +28,7 @@ class SkipVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         arguments: As for `skipgym.envs.build_engine`.
     """
 
-    metadata: ClassVar[dict[str, Any]] = {"autoreset_mode": AutoresetMode.SAME_STEP, "render_modes": []}
+    metadata = {"autoreset_mode": AutoresetMode.SAME_STEP, "render_modes": []}  # noqa: RUF012 - as Gymnasium does
 
     def __init__(
         self, task: str | Task | None = None, *, num_envs: int = 1, engine: Engine | None = None, **arguments: Any

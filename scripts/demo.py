@@ -63,9 +63,7 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
-def compare(
-    task: Task, data: ImageData, controller: Controller, trained: Trained, seed: int
-) -> list[dict[str, Any]]:
+def compare(task: Task, data: ImageData, controller: Controller, trained: Trained, seed: int) -> list[dict[str, Any]]:
     """Return the rows of one seed: PPO, and at its compute the random policy and the best fixed subset."""
     test, full = data.test, full_accuracy(task, data.test)
 

@@ -24,8 +24,8 @@ def main(arguments: list[str]) -> int:
     trained = train(config, task, data, out=config.out)
     val = trained.val
     print(
-        f"{config.out / 'controller'}: validation accuracy {val.accuracy:.2%} at {val.compute:.1%} of the full network's "
-        f"MACs (policy included), {val.unique_paths} different paths, {trained.seconds:.0f} s of training\n"
+        f"{config.out / 'controller'}: validation accuracy {val.accuracy:.2%} at {val.compute:.1%} of the full "
+        f"network's MACs (policy included), {val.unique_paths} different paths, {trained.seconds:.0f} s of training\n"
         f"next: skipgym evaluate {config.out / 'controller'} --data {config.data} --split test\n"
         f"      tensorboard --logdir {config.out}"
     )

@@ -53,7 +53,9 @@ def test_cost_is_the_task_plus_one_gate_for_each_decision(small_backbone, images
     decision = controller(images)
     blocks = torch.tensor(small_backbone.block_macs, dtype=torch.float64)
     ends = small_backbone.stem_macs + small_backbone.head_macs
-    gate = 8 * 8 + 8 * 8 + 8 * 2  # its position's first layer (features are 4, 4 and 8 wide), the second layer, two logits
+    gate = (
+        8 * 8 + 8 * 8 + 8 * 2
+    )  # its position's first layer (features are 4, 4 and 8 wide), the second layer, two logits
     expected = ends + decision.actions.double() @ blocks + 3 * gate
     assert decision.macs.tolist() == expected.tolist()
     assert decision.policy_macs.tolist() == [3 * gate] * 20
@@ -73,7 +75,9 @@ def test_floats_and_bytes_are_the_same_image(small_backbone, images):
 
 def test_wrapped_network_is_loaded_into_the_network_given(tmp_path, images):
     def network():
-        return nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1), nn.Flatten(), nn.Linear(256, 2))
+        return nn.Sequential(
+            nn.Conv2d(1, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1), nn.Flatten(), nn.Linear(256, 2)
+        )
 
     backbone = wrap(network(), ["1"], input_shape=(1, 8, 8))
     task = make_task("layer-skip", backbone)

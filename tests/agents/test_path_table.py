@@ -4,7 +4,6 @@ import pytest
 import torch
 
 from skipgym import Controller
-from skipgym.agents.evaluate import measure
 from skipgym.agents.path_policy import PathNet, PathPolicy
 from skipgym.agents.path_table import PathTableOptions, frontier
 from skipgym.agents.training import TrainConfig, price_for, train
@@ -56,9 +55,9 @@ def test_first_estimate_is_the_table_of_the_guessed_class():
 
 
 def test_target_is_reached_by_choosing_the_price(tell, dark_or_bright):
-    config = TrainConfig(agent="path-table", target_compute=0.15, price=0.0, images=3_000, num_envs=64)
+    config = TrainConfig(agent="path-table", target_compute=0.18, price=0.0, images=3_000, num_envs=64)
     trained = train(config, tell, dark_or_bright, quiet=True)
-    assert trained.val.compute <= 0.15  # one execution; two would cost 0.2
+    assert trained.val.compute <= 0.18  # the policy and one execution; two would cost 0.27
     assert price_for(trained.controller, dark_or_bright.val, 1.0) == 0.0
 
 

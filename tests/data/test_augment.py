@@ -67,8 +67,14 @@ def test_identity_is_false_and_changes_nothing():
 
 @pytest.mark.parametrize(
     "augment",
-    [Augment(pad=1), Augment(flip=True), Augment(rotate=20), Augment(brightness=0.5), Augment(contrast=0.5)]
-    + [Augment(cutout=2)],
+    [
+        Augment(pad=1),
+        Augment(flip=True),
+        Augment(rotate=20),
+        Augment(brightness=0.5),
+        Augment(contrast=0.5),
+        Augment(cutout=2),
+    ],
     ids=str,
 )
 def test_each_change_alone_is_true_and_changes_images(augment):

@@ -88,7 +88,7 @@ def test_unknown_part_is_refused(digits):
 
 
 @pytest.mark.parametrize(
-    "images, labels, message",
+    ("images", "labels", "message"),
     [
         (torch.zeros(2, 1, 4, 4), torch.zeros(2).long(), "These are no images"),
         (torch.zeros(2, 4, 4, 3, dtype=torch.uint8), torch.zeros(2).long(), "These are no images"),

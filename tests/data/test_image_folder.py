@@ -170,7 +170,7 @@ def test_directory_without_images_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "image, expected",
+    ("image", "expected"),
     [
         (Image.new("RGB", (4, 4), RED), RED),
         (Image.new("L", (4, 4), 100), (100, 100, 100)),

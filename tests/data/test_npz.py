@@ -68,7 +68,7 @@ def with_pixel(value: float):
 
 
 @pytest.mark.parametrize(
-    "key, change, message",
+    ("key", "change", "message"),
     [
         ("train_images", lambda x: x.astype(np.int64), "wrong type: expected uint8 or floats in .*got int64"),
         ("train_images", lambda x: x.astype(np.float32), "out of range: expected floats in .*got values from 0 to 255"),
@@ -94,7 +94,7 @@ def test_unfit_arrays_are_refused(load_arrays, arrays, key, change, message):
 
 
 @pytest.mark.parametrize(
-    "names, message",
+    ("names", "message"),
     [
         (np.array(["a", "b"]), r"lie outside the classes: expected 0..1, got 0..2"),
         (np.array(["a", "b", "c", "d"]), "too few training images.*d has 0"),

@@ -97,7 +97,7 @@ def test_std_of_a_constant_channel_is_not_zero():
     assert split(source(parts={"train": constant})).std == (1 / 255,)
 
 
-@pytest.mark.parametrize("height, width", [(6, 6), (4, 9), (9, 4), (3, 3), (16, 5)])
+@pytest.mark.parametrize(("height", "width"), [(6, 6), (4, 9), (9, 4), (3, 3), (16, 5)])
 def test_resizing_keeps_the_centre(height, width):
     image = torch.zeros(1, 3, height, width, dtype=torch.uint8)
     image[..., (height - 1) // 2 : height // 2 + 1, (width - 1) // 2 : width // 2 + 1] = 255

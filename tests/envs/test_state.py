@@ -80,6 +80,16 @@ class TestCohorts:
         assert (alive.memory["seen"].tolist(), done.memory["seen"].tolist()) == ([5, 7], [6])
         assert (done.answer.tolist(), alive.answer.tolist()) == ([[1, 1]], [[0, 0], [0, 0]])
 
+    def test_cohort_that_agrees_is_not_copied(self, state):
+        """Copies would cost time at each step, and tables of outcomes know shared beginnings by their tensors."""
+        alive, nobody = state.split_done()
+        assert alive.features is state.features
+        assert (len(nobody), nobody.memory["seen"].shape) == (0, (0,))
+        gone = state.finish(torch.ones(3, 2))
+        nobody, done = gone.split_done()
+        assert done.features is state.features
+        assert len(nobody) == 0
+
     def test_parting_and_merging_is_the_identity(self, state):
         state = self.leave(state, 0.0, 1.0, 0.0).advance(state.features, macs=3)
         (joined,) = merge(state.split_done())

@@ -1,0 +1,108 @@
+"""The commands, called as a user calls them."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from skipgym.scripts.cli import COMMANDS, main
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    out = tmp_path_factory.mktemp("commands") / "run"
+    assert main(["train", "--images", "1500", "--num-envs", "64", "--out", str(out)]) == 0
+    return out
+
+
+@pytest.fixture
+def digit(tmp_path):
+    from sklearn.datasets import load_digits
+
+    pixels = load_digits().images[0]
+    Image.fromarray((pixels * 255 / 16).astype(np.uint8)).save(tmp_path / "zero.png")
+    return tmp_path / "zero.png"
+
+
+def test_controller_is_evaluated_from_its_directory(run, tmp_path, capsys):
+    assert main(["evaluate", str(run / "controller"), "--split", "val", "--out", str(tmp_path / "e")]) == 0
+    (row,) = json.loads((tmp_path / "e" / "results.json").read_text())["rows"]
+    (trained,) = json.loads((run / "results.json").read_text())["rows"]
+    assert (row["accuracy"], row["compute"]) == (trained["accuracy"], trained["compute"])
+    assert f"{row['accuracy']:.2%}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("task", ["layer-skip", "block-drop"])
+def test_full_method_costs_everything_and_is_the_network(task, tmp_path):
+    assert main(["evaluate", "full", "--task", task, "--data", "digits", "--out", str(tmp_path / "e")]) == 0
+    (row,) = json.loads((tmp_path / "e" / "results.json").read_text())["rows"]
+    assert row["compute"] == 1.0
+    assert row["accuracy"] == row["full_accuracy"] > 0.95
+
+
+def test_random_and_static_keep_to_their_budget(tmp_path):
+    for method in ("random", "static"):
+        out = tmp_path / method
+        assert main(["evaluate", method, "--compute", "0.5", "--split", "val", "--out", str(out)]) == 0
+        (row,) = json.loads((out / "results.json").read_text())["rows"]
+        assert row["method"] == method
+        assert row["compute"] == pytest.approx(0.5, abs=0.03 if method == "random" else 0.06)
+
+
+def test_run_tells_answer_and_what_was_executed(run, digit, capsys):
+    assert main(["run", str(run / "controller"), str(digit)]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith(f"{digit}: 0 (")
+    assert "of 9:" in out
+
+
+def test_list_names_everything(capsys):
+    assert main(["list"]) == 0
+    out = capsys.readouterr().out
+    for word in (
+        "layer-skip",
+        "block-drop",
+        "ppo",
+        "reinforce",
+        "resnet56",
+        "vit_b_16",
+        "cifar10",
+        "digits",
+        "skipnet",
+    ):
+        assert f"  {word} " in out
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["trian"], "Did you mean train"),
+        (["list", "task"], "Did you mean tasks"),
+        (["evaluate", "nowhere/controller"], "does not exist"),
+        (["evaluate", "full", "--data", "digts"], "digits"),
+        (["evaluate", "full", "--backbone", "resnet21"], "Did you mean resnet2"),
+        (["evaluate", "full", "--backbone", "resnet20", "--weights", "nowhere.th"], "nowhere.th"),
+        (["evaluate", "random", "--compute", "0.001"], "everything left out"),
+        (["run", "nowhere", "x.png"], "Check the path"),
+    ],
+)
+def test_mistake_is_told_in_one_line(words, message, capsys):
+    assert main(words) != 0
+    error = capsys.readouterr().err
+    assert message in error
+    assert "Traceback" not in error
+    assert error.count("\n") == 1
+
+
+def test_run_in_use_is_refused_before_any_work(run, capsys):
+    before = {path: path.stat().st_mtime_ns for path in run.rglob("*")}
+    assert main(["train", "--out", str(run)]) == 1
+    assert "new or empty" in capsys.readouterr().err
+    assert {path: path.stat().st_mtime_ns for path in run.rglob("*")} == before
+
+
+def test_usage_names_every_command(capsys):
+    assert main(["--help"]) == 0
+    assert all(command in capsys.readouterr().out for command in list(COMMANDS)[:1])
+    assert main([]) == 2
