@@ -59,7 +59,7 @@ def main(arguments: list[str]) -> int:
     part = data.part(config.split)
     full = full_accuracy(controller.task, part, batch_size=config.batch_size)
     measured = measure(controller, part, price=config.price, batch_size=config.batch_size)
-    price = controller.price if config.price is None else config.price
+    price = (controller.price if config.price is None else config.price) if method not in UNTRAINED else None
     row = result_row(
         controller.task,
         measured,
@@ -91,10 +91,12 @@ def show(rows: list[dict[str, Any]]) -> None:
             f"{row['full_accuracy']:.2%}",
             f"{row['compute']:.1%}",
             f"{row['policy_macs'] / row['full_macs']:.2%}",
-            f"{row['macs'] / 1e6:.2f} M of {row['full_macs'] / 1e6:.2f} M",
+            f"{row['macs'] / 1e6:.2f} M",
             f"{row['unique_paths']:,}",
         )
-    Console().print(table)
+    console = Console()
+    console.width = max(console.width, 100)  # a narrower terminal, or a file, would fold the figures
+    console.print(table)
 
 
 def _saved(config: Config) -> tuple[Controller, ImageData, str]:
