@@ -7,6 +7,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..data import Part
+from ..envs.outcomes import Path, outcomes
 from ..envs.rollout import Run, rollout
 from ..envs.task import Task
 from .policy import Decider, RandomPolicy, StaticPolicy
@@ -58,8 +59,8 @@ def best_static(task: Task, part: Part, compute: float, *, images: int = 1000) -
     if set(task.decisions) != {2}:
         raise ValueError(f"static: expected decisions of two options, got {task.decisions}.")
     check_budget(task, compute)
-    search = _Search(task, part.subset(images), compute)
-    keep = search.everything() if len(task.pieces) <= EXHAUSTIVE else search.greedy()
+    part, exact = part.subset(images), len(task.pieces) <= EXHAUSTIVE
+    keep = _best_of_all(task, part, compute) if exact else _Search(task, part, compute).greedy()
     return StaticPolicy(keep, len(task.decisions))
 
 
@@ -70,6 +71,15 @@ def check_budget(task: Task, compute: float) -> None:
         raise ValueError(
             f"compute: expected between {least:.3f} (everything left out) and 1, got {compute}. Choose one in between."
         )
+
+
+def _best_of_all(task: Task, part: Part, compute: float) -> Path:
+    """Return the best of all subsets that fit; of equals the cheapest."""
+    paths = list(product((0, 1), repeat=len(task.pieces)))
+    table = outcomes(task, part.images, part.labels, paths)
+    accuracy, macs = table.correct.double().mean(0).tolist(), table.macs.tolist()
+    fitting = [i for i in range(len(paths)) if macs[i] <= compute * task.full_macs]
+    return paths[max(fitting, key=lambda i: (accuracy[i], -macs[i]))]
 
 
 class _Search:
@@ -104,11 +114,6 @@ class _Search:
 
     def _run(self, policy: StaticPolicy, inputs: Tensor) -> Run:
         return rollout(self.task, inputs, Decider(self.task, policy, torch.zeros(len(inputs), device=inputs.device)))
-
-    def everything(self) -> tuple[int, ...]:
-        """Return the best of all subsets that fit; of equals the cheapest."""
-        fitting = [keep for keep in product((0, 1), repeat=len(self.task.pieces)) if self.fits(keep)]
-        return max(fitting, key=lambda keep: (self.score(keep)[0], -self.score(keep)[1]))
 
     def greedy(self) -> tuple[int, ...]:
         """Return the subset that backward elimination, then swapping, finds."""

@@ -54,7 +54,7 @@ def measure(controller: Controller, part: Part, *, price: float | None = None, b
     decided = (actions >= 0).sum(0).clamp(min=1)
     macs = float(torch.cat([d.macs for d in decisions]).mean())
     return Measured(
-        accuracy=float(correct.float().mean()),
+        accuracy=int(correct.sum()) / len(part),
         macs=macs,
         policy_macs=float(torch.cat([d.policy_macs for d in decisions]).float().mean()),
         compute=macs / controller.task.full_macs,

@@ -273,8 +273,7 @@ class TestEmbedded:
     @pytest.fixture(autouse=True)
     def quick(self, tmp_path, monkeypatch):
         monkeypatch.setenv("SKIPGYM_CACHE", str(tmp_path / "cache"))
-        monkeypatch.setattr(module, "EMBEDDED", frozenset({"squares"}))
-        monkeypatch.setattr(module, "EMBEDDED_RECIPE", Recipe(epochs=1, batch_size=16))
+        monkeypatch.setattr(module, "EMBEDDED", {"squares": Recipe(epochs=1, batch_size=16)})
 
     def kept(self, tmp_path: Path) -> Path:
         (directory,) = (tmp_path / "cache" / "backbones").iterdir()
@@ -313,7 +312,9 @@ class TestEmbedded:
         first = pretrained(BACKBONE, data)
         card = self.kept(tmp_path) / "backbone.json"
         before = card.stat().st_mtime_ns
-        module._train_embedded(BACKBONE, data, self.kept(tmp_path))  # began before the first was done
+        module._train_embedded(
+            BACKBONE, data, module.EMBEDDED["squares"], self.kept(tmp_path)
+        )  # began before the first was done
         assert card.stat().st_mtime_ns == before
         assert same(weights(pretrained(BACKBONE, data)), weights(first))
 

@@ -81,7 +81,7 @@ def test_list_names_everything(capsys):
         (["list", "task"], "Did you mean tasks"),
         (["evaluate", "nowhere/controller"], "does not exist"),
         (["evaluate", "full", "--data", "digts"], "digits"),
-        (["evaluate", "full", "--backbone", "resnet21"], "Did you mean resnet2"),
+        (["evaluate", "full", "--backbone", "resnet21"], "Did you mean resnet"),
         (["evaluate", "full", "--backbone", "resnet20", "--weights", "nowhere.th"], "nowhere.th"),
         (["evaluate", "random", "--compute", "0.001"], "everything left out"),
         (["run", "nowhere", "x.png"], "Check the path"),
