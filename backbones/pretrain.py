@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 EMBEDDED = {
     "digits": Recipe(epochs=60, batch_size=64, stochastic_depth=0.05),
-    "noisy-digits": Recipe(epochs=12, batch_size=64, stochastic_depth=0.5),
+    "noisy-digits": Recipe(epochs=10, batch_size=64, stochastic_depth=0.25),
 }
 """Data that comes with skipgym, and how its backbones are trained on first use: half a minute.
 

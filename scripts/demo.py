@@ -29,7 +29,7 @@ class Config:
     """PPO is trained so many times."""
     images: int = 120_000
     """Episodes of each training."""
-    price: float = 0.15
+    price: float = 0.2
     """Of compute: so much accuracy is the whole network worth."""
 
     def __post_init__(self) -> None:
