@@ -8,6 +8,8 @@ from torch import nn
 from skipgym.backbones import Backbone, make_backbone
 from skipgym.data import Augment, ImageData, Part
 
+torch.set_num_threads(1)  # the networks are tiny: threads would wait for each other
+
 settings.register_profile("skipgym", deadline=None, derandomize=True, database=None, max_examples=25)
 settings.load_profile("skipgym")
 
