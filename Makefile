@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-SOURCES := $(shell git ls-files '*.py' 2>/dev/null) pyproject.toml
+SOURCES := $(wildcard agents/*.py backbones/*.py data/*.py envs/*.py scripts/*.py skipgym/*.py) pyproject.toml
 TYPED := build/typed
 
 .PHONY: demo test check format clean
@@ -16,7 +16,7 @@ test: check
 check: $(VENV)/.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	rm -rf $(TYPED)
+	rm -rf build
 	$(BIN)/pip install --quiet --no-deps --target $(TYPED) .
 	$(BIN)/basedpyright --pythonpath $(BIN)/python
 
@@ -29,8 +29,8 @@ clean:
 
 # The tests see the installed copy, so it is made anew whenever a source changes; dependencies only with pyproject.toml.
 $(VENV)/.installed: $(VENV)/.dependencies $(SOURCES)
-	$(BIN)/pip install --quiet --no-deps --force-reinstall .
 	rm -rf build *.egg-info
+	$(BIN)/pip install --quiet --no-deps --force-reinstall .
 	touch $@
 
 $(VENV)/.dependencies: pyproject.toml

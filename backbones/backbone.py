@@ -171,8 +171,12 @@ class Backbone(nn.Module):
                 f"images: expected shape (N, C, H, W) with C x H x W = {expected}, got {tuple(images.shape)}. "
                 "Resize them, convert their colours, or use a backbone trained at that size."
             )
-        if images.dtype != torch.uint8 and not (images.is_floating_point() and bool(torch.isfinite(images).all())):
-            raise ValueError(f"images: expected uint8 or finite floats in 0…1, got {images.dtype}. Convert them.")
+        if images.dtype == torch.uint8:
+            return
+        inside = images.is_floating_point() and bool(((images >= 0) & (images <= 1)).all())  # False for NaN too
+        if not inside:
+            got = f"{images.dtype} from {images.min().item():g} to {images.max().item():g}"
+            raise ValueError(f"images: expected uint8 or finite floats in 0…1, got {got}. Convert or scale them.")
 
     def forward(self, x: Tensor) -> Tensor:
         """Execute everything on prepared images. Shape (N, C, H, W) to (N, classes)."""
