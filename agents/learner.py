@@ -2,10 +2,10 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -19,6 +19,8 @@ from ..envs.task import Task
 from .budget import Lagrange
 from .monitor import Monitor
 from .policy import Policy
+
+Options = TypeVar("Options")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,6 +137,18 @@ def make_learner(name: str) -> Learner:
     if name not in _LEARNERS:
         raise ValueError(unknown("agent", name, _LEARNERS))
     return _LEARNERS[name][0]()
+
+
+def read_options(defaults: Options, options: Mapping[str, Any], agent: str) -> Options:
+    """Return a learner's options, a dataclass that checks itself, with some of its defaults replaced.
+
+    Raises:
+        ValueError: If one is unknown or out of range.
+    """
+    try:
+        return replace(defaults, **options)  # pyright: ignore[reportArgumentType] - a dataclass
+    except TypeError as error:
+        raise ValueError(f"options of {agent}: {error}. Known are {defaults}.") from error
 
 
 def _import_ours() -> None:

@@ -11,9 +11,7 @@ The policy then takes, for any price, the path with the best probability minus p
 """
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -25,7 +23,7 @@ from ..data import Augment
 from ..envs.observation import Layout
 from ..envs.outcomes import Path, candidate_paths, outcomes
 from ..envs.task import Task
-from .learner import Learner, Setting, register_agent
+from .learner import Learner, Setting, read_options, register_agent
 from .path_policy import PathNet, PathPolicy
 
 PRICES = (0.05, 0.1, 0.2, 0.4, 0.8)
@@ -71,7 +69,7 @@ class PathTable(Learner):
     """Search, classify, record; see the module."""
 
     def train(self, setting: Setting) -> PathPolicy:
-        options = path_table_options(setting.agent_options)
+        options = read_options(PathTableOptions(), setting.agent_options, "path-table")
         torch.manual_seed(setting.seed)
         generator = torch.Generator().manual_seed(setting.seed)
         paths = search(setting, options, generator)
@@ -85,21 +83,9 @@ class PathTable(Learner):
         return policy
 
     def check(self, setting: Setting) -> None:
-        path_table_options(setting.agent_options)
+        read_options(PathTableOptions(), setting.agent_options, "path-table")
         if set(setting.task.decisions) != {2}:
             raise ValueError(f"path-table: expected decisions of two options, got {setting.task.decisions}.")
-
-
-def path_table_options(options: Mapping[str, Any]) -> PathTableOptions:
-    """Return checked options.
-
-    Raises:
-        ValueError: If one is unknown or out of range.
-    """
-    try:
-        return replace(PathTableOptions(), **options)
-    except TypeError as error:
-        raise ValueError(f"options of path-table: {error}. Known are {PathTableOptions()}.") from error
 
 
 def search(setting: Setting, options: PathTableOptions, generator: torch.Generator) -> list[Path]:

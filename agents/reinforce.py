@@ -1,8 +1,6 @@
 """REINFORCE with a self-critical baseline, bounded probabilities and a curriculum (BlockDrop, Wu et al. 2018)."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -15,7 +13,7 @@ from ..envs.state import State
 from ..envs.tally import Tally
 from ..envs.task import Task
 from .gate import Gate
-from .learner import Learner, Setting, register_agent
+from .learner import Learner, Setting, read_options, register_agent
 from .policy import Decider, GatePolicy, Policy, check_logits
 
 
@@ -118,7 +116,7 @@ class Reinforce(Learner):
     """One sampled and one greedy run of each image; the advantage is the difference of their rewards."""
 
     def train(self, setting: Setting) -> GatePolicy:
-        options = reinforce_options(setting.agent_options)
+        options = read_options(ReinforceOptions(), setting.agent_options, "reinforce")
         torch.manual_seed(setting.seed)
         gate = Gate(setting.layout, setting.task.decisions, hidden=setting.hidden).to(setting.task.device)
         policy = GatePolicy(gate)
@@ -152,19 +150,7 @@ class Reinforce(Learner):
         return policy
 
     def check(self, setting: Setting) -> None:
-        reinforce_options(setting.agent_options)
-
-
-def reinforce_options(options: Mapping[str, Any]) -> ReinforceOptions:
-    """Return checked options.
-
-    Raises:
-        ValueError: If one is unknown or out of range.
-    """
-    try:
-        return replace(ReinforceOptions(), **options)
-    except TypeError as error:
-        raise ValueError(f"options of reinforce: {error}. Known are {ReinforceOptions()}.") from error
+        read_options(ReinforceOptions(), setting.agent_options, "reinforce")
 
 
 def _forced(task: Task, progress: float, curriculum: float) -> int:

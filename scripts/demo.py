@@ -30,7 +30,7 @@ class Config:
     """PPO is trained so many times."""
     images: int = 120_000
     """Episodes of each training."""
-    price: float = 0.28
+    price: float = 0.26
     """Of compute: so much accuracy is the whole network worth."""
 
     def __post_init__(self) -> None:
