@@ -96,8 +96,8 @@ class Learner(ABC):
     def train(self, setting: Setting) -> Policy:
         """Train and return the last policy; `setting.monitor` keeps the best."""
 
-    def check(self, setting: Setting) -> None:
-        """Raise a ValueError if this learner cannot take the setting, before any work starts."""
+    def check(self, task: Task, options: Mapping[str, Any]) -> None:
+        """Raise a ValueError if this learner cannot take the task or its options, before any work starts."""
         return  # most can
 
 

@@ -11,7 +11,9 @@ The policy then takes, for any price, the path with the best probability minus p
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -82,10 +84,10 @@ class PathTable(Learner):
         policy = PathPolicy(net.eval(), paths, (recorded.macs / task.full_macs).tolist(), len(task.decisions))
         return policy
 
-    def check(self, setting: Setting) -> None:
-        read_options(PathTableOptions(), setting.agent_options, "path-table")
-        if set(setting.task.decisions) != {2}:
-            raise ValueError(f"path-table: expected decisions of two options, got {setting.task.decisions}.")
+    def check(self, task: Task, options: Mapping[str, Any]) -> None:
+        read_options(PathTableOptions(), options, "path-table")
+        if set(task.decisions) != {2}:
+            raise ValueError(f"path-table: expected decisions of two options, got {task.decisions}.")
 
 
 def search(setting: Setting, options: PathTableOptions, generator: torch.Generator) -> list[Path]:

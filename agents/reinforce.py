@@ -1,6 +1,8 @@
 """REINFORCE with a self-critical baseline, bounded probabilities and a curriculum (BlockDrop, Wu et al. 2018)."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -149,8 +151,8 @@ class Reinforce(Learner):
             monitor.validate(policy)
         return policy
 
-    def check(self, setting: Setting) -> None:
-        read_options(ReinforceOptions(), setting.agent_options, "reinforce")
+    def check(self, task: Task, options: Mapping[str, Any]) -> None:
+        read_options(ReinforceOptions(), options, "reinforce")
 
 
 def _forced(task: Task, progress: float, curriculum: float) -> int:

@@ -1,5 +1,6 @@
 """Learners of stable-baselines3 and sb3-contrib, with our gate as their network."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from torch import nn
 from ..envs.engine import Engine
 from ..envs.observation import Layout
 from ..envs.sb3_env import SkipSB3Env
+from ..envs.task import Task
 from .gate import Gate, make_trunk
 from .learner import Learner, Setting, register_agent
 from .policy import GatePolicy
@@ -206,9 +208,9 @@ class DQNLearner(Learner):
         }
         return train_sb3(setting, DQN, defaults, recurrent=False)
 
-    def check(self, setting: Setting) -> None:
-        if len(setting.task.decisions) != 1:
+    def check(self, task: Task, options: Mapping[str, Any]) -> None:
+        if len(task.decisions) != 1:
             raise ValueError(
-                f"agent dqn: expected a task whose decision has one part, got {setting.task.name} with "
-                f"{len(setting.task.decisions)}. Use ppo, a2c or reinforce, or another task."
+                f"agent dqn: expected a task whose decision has one part, got {task.name} with "
+                f"{len(task.decisions)}. Use ppo, a2c or reinforce, or another task."
             )

@@ -120,12 +120,12 @@ def train(config: TrainConfig, task: Task, data: ImageData, *, out: Path | None 
     """
     if config.target_compute is not None:
         check_budget(task, config.target_compute)
+    learner = make_learner(config.agent)
+    learner.check(task, config.agent_options)
     if out is not None:
         claim(out)
     reward = make_reward(config.reward)
     setting = _setting(config, task, data, reward, out, quiet)
-    learner = make_learner(config.agent)
-    learner.check(setting)
     torch.manual_seed(config.seed)
     if out is not None:
         (out / "config.json").write_text(json.dumps(asdict(config), indent=2, default=str) + "\n")

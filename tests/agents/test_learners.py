@@ -58,9 +58,10 @@ def test_same_seed_gives_the_same_policy(tell, dark_or_bright):
     assert all(torch.equal(first[key], second[key]) for key in first)
 
 
-def test_dqn_refuses_decisions_of_several_parts(tell_at_once, dark_or_bright):
+def test_dqn_refuses_decisions_of_several_parts_and_leaves_nothing(tell_at_once, dark_or_bright, tmp_path):
     with pytest.raises(ValueError, match="one part"):
-        train(TrainConfig(agent="dqn"), tell_at_once, dark_or_bright, quiet=True)
+        train(TrainConfig(agent="dqn"), tell_at_once, dark_or_bright, out=tmp_path / "run", quiet=True)
+    assert not (tmp_path / "run").exists()
 
 
 def test_unknown_option_of_reinforce_is_told(tell, dark_or_bright):
