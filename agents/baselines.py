@@ -1,5 +1,6 @@
 """Policies without learning per input: what any learned policy must beat at equal compute."""
 
+from dataclasses import dataclass
 from itertools import product
 
 import torch
@@ -56,12 +57,75 @@ def best_static(task: Task, part: Part, compute: float, *, images: int = 1000) -
     Raises:
         ValueError: If the decisions have more than two options, or the budget is below the cheapest way.
     """
-    if set(task.decisions) != {2}:
-        raise ValueError(f"static: expected decisions of two options, got {task.decisions}.")
+    _check_binary(task)
     check_budget(task, compute)
     part, exact = part.subset(images), len(task.pieces) <= EXHAUSTIVE
     keep = _best_of_all(task, part, compute) if exact else _Search(task, part, compute).greedy()
     return StaticPolicy(keep, len(task.decisions))
+
+
+@dataclass(frozen=True)
+class StaticPoint:
+    """A fixed subset: what it costs as a share of the full MACs, and its accuracy where it was chosen."""
+
+    path: Path
+    compute: float
+    accuracy: float
+
+
+def static_frontier(task: Task, part: Part, *, images: int = 1000) -> list[StaticPoint]:
+    """Return the fixed subsets on the convex frontier of accuracy over compute, from the cheapest to the full network.
+
+    A mixture of two neighbours, drawn by coin for each input, is what a static network reaches at a compute between
+    theirs. All subsets are looked at where there are at most `EXHAUSTIVE` pieces; otherwise those that removing the
+    least missed piece, again and again, passes by.
+
+    Args:
+        task: With decisions of two options.
+        part: Where accuracy is measured: never the test part.
+        images: At most so many are looked at.
+    """
+    _check_binary(task)
+    part, count = part.subset(images), len(task.pieces)
+    if count <= EXHAUSTIVE:
+        return _hull(_points(task, part, list(product((0, 1), repeat=count))))
+    keep, seen = (1,) * count, []
+    while any(keep):
+        tried = _points(task, part, _removals(keep) if seen else [keep, *_removals(keep)])
+        seen += tried
+        keep = max((p for p in tried if sum(p.path) < sum(keep)), key=lambda p: (p.accuracy, -p.compute)).path
+    return _hull(seen)
+
+
+def _points(task: Task, part: Part, paths: list[Path]) -> list[StaticPoint]:
+    """Return what fixed paths come to, in batches that leave room for wide tables."""
+    right, macs = torch.zeros(len(paths), dtype=torch.double), torch.empty(0)
+    for images, labels, _ in part.batches(250):
+        table = outcomes(task, images, labels, paths)
+        right, macs = right + table.correct.double().sum(0).cpu(), table.macs
+    compute = (macs / task.full_macs).tolist()
+    return [StaticPoint(*of) for of in zip(paths, compute, (right / len(part)).tolist(), strict=True)]
+
+
+def _hull(points: list[StaticPoint]) -> list[StaticPoint]:
+    """Return the points on the upper convex hull, up to the most accurate, by rising compute."""
+    hull: list[StaticPoint] = []
+    for point in sorted(points, key=lambda p: (p.compute, -p.accuracy)):
+        if hull and point.accuracy <= hull[-1].accuracy:
+            continue
+        while len(hull) > 1 and _slope(hull[-2], point) >= _slope(hull[-2], hull[-1]):
+            hull.pop()
+        hull.append(point)
+    return hull
+
+
+def _slope(a: StaticPoint, b: StaticPoint) -> float:
+    return (b.accuracy - a.accuracy) / (b.compute - a.compute)
+
+
+def _check_binary(task: Task) -> None:
+    if set(task.decisions) != {2}:
+        raise ValueError(f"static: expected decisions of two options, got {task.decisions}.")
 
 
 def check_budget(task: Task, compute: float) -> None:

@@ -5,22 +5,31 @@ from dataclasses import dataclass
 
 @dataclass
 class Lagrange:
-    """Dual ascent: the price rises while more is spent than the target, and falls while less is.
+    """The price of compute as a multiplier: it rises while more is spent than the target, and falls while less is.
 
-    The target itself can come down from 1 over the first part of training, so that the policy is never asked to give
-    up half of the network at once: a fixed price is known to flip gates from all-on to all-off.
+    The rise is an integral of the excess over the course of training plus a part proportional to the excess now, which
+    damps the swings of the integral (Stooke et al. 2020, "Responsive Safety in Reinforcement Learning by PID
+    Lagrangian Methods"). Progress is the unit of time, so that short and long trainings behave alike.
+
+    The target itself comes down from 1 over the first part of training, so that the policy is never asked to give up
+    half of the network at once: a fixed price is known to flip gates from all-on to all-off.
 
     Args:
         target: Share of the full network's MACs.
-        price: At the start.
-        rate: Change of the price for each unit of excess compute, at each update.
+        start: Price at the start.
+        rate: Change of the price for each unit of excess compute, over a whole training.
+        proportional: Price for each unit of excess compute now.
         anneal: Share of training over which the target comes down from 1.
     """
 
     target: float
-    price: float = 0.0
-    rate: float = 0.1
+    start: float = 0.0
+    rate: float = 20.0
+    proportional: float = 2.0
     anneal: float = 0.5
+
+    def __post_init__(self) -> None:
+        self.integral, self._progress = self.start, 0.0
 
     def current_target(self, progress: float) -> float:
         """Return the target when a share `progress` of training is done."""
@@ -29,6 +38,8 @@ class Lagrange:
         return 1 + (self.target - 1) * min(1.0, progress / self.anneal)
 
     def update(self, compute: float, progress: float) -> float:
-        """Return the new price, given what was spent since the last update."""
-        self.price = max(0.0, self.price + self.rate * (compute - self.current_target(progress)))
-        return self.price
+        """Return the new price, given what was spent since the last update and how far training is."""
+        excess = compute - self.current_target(progress)
+        self.integral = max(0.0, self.integral + self.rate * excess * (progress - self._progress))
+        self._progress = progress
+        return max(0.0, self.integral + self.proportional * excess)

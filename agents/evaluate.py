@@ -27,7 +27,10 @@ class Measured:
         compute: `macs` as a share of the full network's.
         execution: How often each of the task's pieces was executed, of those that were decided.
         unique_paths: Number of different ways through the network.
-        correct: Of each image.
+        correct: Of each image. Shape (N,), bool.
+        actions: What was decided, -1 where nothing was. Shape (N, pieces).
+        answers: Predicted class. Shape (N,).
+        compute_of: Compute of each image. Shape (N,).
         count: Number of images.
     """
 
@@ -38,6 +41,9 @@ class Measured:
     execution: list[float]
     unique_paths: int
     correct: Tensor
+    actions: Tensor
+    answers: Tensor
+    compute_of: Tensor
     count: int
 
     @property
@@ -50,17 +56,21 @@ def measure(controller: Controller, part: Part, *, price: float | None = None, b
     """Run a controller over images."""
     decisions = [controller(images, price=price, batch_size=batch_size) for images, _, _ in part.batches(batch_size)]
     actions = torch.cat([d.actions for d in decisions])
-    correct = torch.cat([d.labels for d in decisions]).cpu() == part.labels
+    answers = torch.cat([d.labels for d in decisions]).cpu()
+    correct = answers == part.labels
     decided = (actions >= 0).sum(0).clamp(min=1)
-    macs = float(torch.cat([d.macs for d in decisions]).mean())
+    macs = torch.cat([d.macs for d in decisions])
     return Measured(
         accuracy=int(correct.sum()) / len(part),
-        macs=macs,
+        macs=float(macs.mean()),
         policy_macs=float(torch.cat([d.policy_macs for d in decisions]).float().mean()),
-        compute=macs / controller.task.full_macs,
+        compute=float(macs.mean()) / controller.task.full_macs,
         execution=((actions > 0).sum(0) / decided).tolist(),
         unique_paths=len(actions.unique(dim=0)),
         correct=correct,
+        actions=actions.cpu(),
+        answers=answers,
+        compute_of=(macs / controller.task.full_macs).float().cpu(),
         count=len(part),
     )
 

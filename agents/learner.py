@@ -1,7 +1,7 @@
 """What every learner is given, and how it is found by name."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib import import_module
 from pathlib import Path
@@ -60,7 +60,7 @@ class Setting:
     @property
     def layout(self) -> Layout:
         """The layout of the observations."""
-        return Layout.of(self.task, priced=isinstance(self.price, tuple))
+        return Layout.of(self.task, priced=isinstance(self.price, Sequence))
 
     def engine(self, *, policy_macs: int) -> Engine:
         """Return the environment to train in, seeded."""
@@ -102,7 +102,7 @@ class Learner(ABC):
 
 
 _LEARNERS: dict[str, tuple[type[Learner], str]] = {}
-_OURS = ("sb3", "reinforce", "path_table")
+_OURS = ("sb3", "reinforce", "gumbel", "skipnet", "path_table", "imitate")
 
 
 def register_agent(name: str, description: str) -> Callable[[type[Learner]], type[Learner]]:

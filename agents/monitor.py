@@ -28,10 +28,11 @@ class Monitor:
         val: Validation images.
         out: Directory of the TensorBoard events; None writes none.
         prices: At which the policy is validated: one, or several for a policy that is told the price.
-        target: Compute that must not be exceeded, instead of a price.
+        target: Compute to stay within, instead of a price.
         images: Episodes in the whole training.
         minutes: Wall-clock after which training stops, if that is sooner.
-        every: Episodes between two validations.
+        macs: Backbone MACs after which training stops, if that is sooner.
+        validations: How often to validate, evenly over the training.
     """
 
     def __init__(
@@ -44,15 +45,17 @@ class Monitor:
         target: float | None,
         images: int,
         minutes: float | None = None,
-        every: int,
+        macs: float | None = None,
+        validations: int = 20,
         quiet: bool = False,
     ):
-        self.task, self.val, self.prices, self.target, self.every = task, val, prices, target, every
-        self.images, self.minutes = images, minutes
+        self.task, self.val, self.prices, self.target = task, val, prices, target
+        self.images, self.minutes, self.macs = images, minutes, macs
         self.writer = SummaryWriter(str(out)) if out else None
         self.quiet = quiet
         self.progress = tqdm(total=images, unit="image", desc="train", disable=quiet, smoothing=0.05)
-        self.seen, self.backbone_macs, self.started, self._next = 0, 0.0, time.monotonic(), every
+        self.seen, self.backbone_macs, self.started = 0, 0.0, time.monotonic()
+        self._every = self._next = 1 / validations
         self.best: Policy | None = None
         self.best_score = -float("inf")
         self.history: list[dict[str, float]] = []
@@ -64,9 +67,10 @@ class Monitor:
 
     @property
     def done_share(self) -> float:
-        """Share of training that is done, by episodes or by time, whichever is further."""
+        """Share of training that is done, by episodes, time or backbone MACs, whichever is furthest."""
         timed = self.seconds / 60 / self.minutes if self.minutes else 0.0
-        return max(self.seen / self.images, timed)
+        spent = self.backbone_macs / self.macs if self.macs else 0.0
+        return max(self.seen / self.images, timed, spent)
 
     def record(self, tally: Tally, **scalars: float) -> None:
         """Log what happened since the last call, with other scalars."""
@@ -84,9 +88,9 @@ class Monitor:
 
     def validate(self, policy: Policy, *, force: bool = False) -> None:
         """Measure a policy if it is time, and keep a copy if it is the best so far."""
-        if self.seen < self._next and not force:
+        if self.done_share < self._next and not force:
             return
-        self._next = self.seen + self.every
+        self._next = self.done_share + self._every
         snapshot = copy.deepcopy(policy)
         measured = [measure(Controller(self.task, snapshot, price=price), self.val) for price in self.prices]
         score = sum(self._score(m, p) for m, p in zip(measured, self.prices, strict=True)) / len(measured)
@@ -113,11 +117,11 @@ class Monitor:
             self.writer.close()
 
     def _score(self, measured: Measured, price: float) -> float:
-        """Return what is maximised: accuracy minus price x compute, or accuracy within the target."""
+        """Return what is maximised: accuracy minus price x compute, or minus twice what exceeds the target."""
         if self.target is None:
             return measured.accuracy - price * measured.compute
         excess = max(0.0, measured.compute - self.target)
-        return measured.accuracy - 100 * excess
+        return measured.accuracy - 2 * excess  # a little of it is mended afterwards, see `meet`
 
     def _log(self, scalars: dict[str, float]) -> None:
         if self.writer:

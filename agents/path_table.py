@@ -49,6 +49,8 @@ class PathTableOptions:
     """Images at most on which the kept paths are followed."""
     record_share: float = 0.35
     """Share of the time limit, where there is one, that search and recording may take."""
+    search_share: float = 0.3
+    """Share of the backbone MACs, where they are limited, that each pass of the search may take."""
     batch_size: int = 128
     """Of all stages."""
     learning_rate: float = 0.2
@@ -59,10 +61,11 @@ class PathTableOptions:
     def __post_init__(self) -> None:
         """Check the ranges."""
         counts = (self.width, self.search_images, self.search_paths, self.record_images, self.batch_size)
-        if min(counts) < 4 or not 0 < self.record_share < 1 or self.learning_rate <= 0 or self.head_epochs < 1:
+        shares = (self.record_share, self.search_share)
+        if min(counts) < 4 or not 0 < min(shares) <= max(shares) < 1 or self.learning_rate <= 0 or self.head_epochs < 1:
             raise ValueError(
-                "path-table: expected counts of at least 4, record_share in (0, 1), a positive learning_rate and "
-                f"head_epochs; got {self}."
+                "path-table: expected counts of at least 4, record_share and search_share in (0, 1), a positive "
+                f"learning_rate and head_epochs; got {self}."
             )
 
 
@@ -97,13 +100,18 @@ def search(setting: Setting, options: PathTableOptions, generator: torch.Generat
     """
     full = (1,) * len(setting.task.pieces)
     paths = candidate_paths(len(full), options.search_paths)
-    paths = _best(setting, paths, options.search_images, SHORTLIST, generator)
-    paths = _best(setting, paths, RECHECK * options.search_images, 1, generator)
+    paths = _best(setting, options, paths, options.search_images, SHORTLIST, generator)
+    paths = _best(setting, options, paths, RECHECK * options.search_images, 1, generator)
     return sorted({*paths, full})
 
 
-def _best(setting: Setting, paths: list[Path], images: int, top: int, generator: torch.Generator) -> list[Path]:
-    """Return for each class and price the best paths on augmented images."""
+def _best(
+    setting: Setting, options: PathTableOptions, paths: list[Path], images: int, top: int, generator: torch.Generator
+) -> list[Path]:
+    """Return for each class and price the best paths on augmented images, as many as the budget allows."""
+    if setting.monitor.macs:
+        likely = len(paths) * setting.task.full_macs / 4  # half of the blocks on average, half of that shared
+        images = max(16, min(images, int(options.search_share * setting.monitor.macs / likely)))
     part = setting.data.policy.subset(images)
     scores, macs = [], torch.zeros(len(paths))
     for rows in tqdm(torch.arange(len(part)).split(128), desc="search", unit="batch", disable=setting.monitor.quiet):
@@ -141,14 +149,15 @@ class Recorded:
 
 
 def record(setting: Setting, options: PathTableOptions, paths: list[Path], generator: torch.Generator) -> Recorded:
-    """Follow the kept paths on augmented images, until there are enough or the time share is over."""
+    """Follow the kept paths on augmented images, until there are enough or time share or budget are used up."""
     data, task, monitor = setting.data.policy, setting.task, setting.monitor
     layout = Layout.of(task, priced=False)
     order = torch.randperm(len(data), generator=generator)[: options.record_images]
     kept: list[tuple[Tensor, Tensor, Tensor]] = []
     macs = torch.zeros(len(paths))
     for rows in tqdm(order.split(options.batch_size), desc="record", unit="batch", disable=monitor.quiet):
-        if kept and monitor.minutes and monitor.seconds > 60 * monitor.minutes * options.record_share:
+        late = monitor.minutes and monitor.seconds > 60 * monitor.minutes * options.record_share
+        if kept and (late or (monitor.macs and monitor.backbone_macs > monitor.macs)):
             break
         images = augmented(setting.augment, data.images[rows], generator)
         found = outcomes(task, images, data.labels[rows], paths)
@@ -162,15 +171,17 @@ def record(setting: Setting, options: PathTableOptions, paths: list[Path], gener
 def classify(setting: Setting, options: PathTableOptions, net: PathNet, generator: torch.Generator) -> PathNet:
     """Train the policy's network to guess the class, for `images` images or what is left of the time.
 
-    SGD with a linear warm-up and decay; the weights are averaged over the last part.
+    The backbone is not asked (only for what precedes the first observation), so its MACs are no limit here. SGD with a
+    linear warm-up and decay; the weights are averaged over the last part.
     """
     data, task, monitor = setting.data.policy, setting.task, setting.monitor
-    layout, began = Layout.of(task, priced=False), monitor.done_share
+    layout, seen, began = Layout.of(task, priced=False), monitor.seen, monitor.seconds
+    left = 60 * monitor.minutes - began if monitor.minutes else math.inf
     net.body.fit(first_observation(task, layout, data.images[:2048]))
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9, nesterov=True, weight_decay=5e-4)
     average = AveragedModel(net, multi_avg_fn=get_ema_multi_avg_fn(0.99), use_buffers=True)
     net.train()
-    while (progress := (monitor.done_share - began) / (1 - began)) < 1:
+    while (progress := max((monitor.seen - seen) / setting.images, (monitor.seconds - began) / max(left, 1))) < 1:
         rows = torch.randint(len(data), (options.batch_size,), generator=generator)
         observations = first_observation(task, layout, augmented(setting.augment, data.images[rows], generator))
         _, logits = net.features(observations)

@@ -54,11 +54,13 @@ class GatePolicy(Policy):
 
     Args:
         gate: The network.
+        shift: Added to the logit of a part's last option, and in proportion to those between: moves the threshold, and
+            with it the compute.
     """
 
-    def __init__(self, gate: Gate):
+    def __init__(self, gate: Gate, *, shift: float = 0.0):
         super().__init__()
-        self.gate = gate
+        self.gate, self.shift = gate, shift
         self.macs, self.priced = gate.macs(), gate.layout.priced
 
     def act(self, features: Tensor, state: State, price: Tensor, memory: Tensor | None) -> tuple[Tensor, Tensor | None]:
@@ -70,7 +72,7 @@ class GatePolicy(Policy):
         observation = self.gate.layout.join(features, state.position, price)
         logits, memory = self.gate(observation, memory)
         check_logits(logits)
-        return greedy(logits, self.gate.decisions), memory
+        return greedy(logits, self.gate.decisions, shift=self.shift), memory
 
     def config(self) -> dict[str, Any]:
         """Return how to build it again (JSON)."""
@@ -81,6 +83,7 @@ class GatePolicy(Policy):
             "decisions": list(gate.decisions),
             "hidden": gate.hidden,
             "recurrent": gate.recurrent,
+            "shift": self.shift,
         }
 
 
@@ -147,7 +150,8 @@ def make_policy(config: dict[str, Any]) -> Policy:
         return StaticPolicy(config["actions"], config["parts"])
     if config["kind"] == "gate":
         layout = Layout(tuple(config["layout"]["shape"]), config["layout"]["positions"], config["layout"]["priced"])
-        return GatePolicy(Gate(layout, config["decisions"], hidden=config["hidden"], recurrent=config["recurrent"]))
+        gate = Gate(layout, config["decisions"], hidden=config["hidden"], recurrent=config["recurrent"])
+        return GatePolicy(gate, shift=config.get("shift", 0.0))
     raise ValueError(f"policy: expected kind gate, path or static, got {config['kind']!r}. It needs a newer skipgym.")
 
 
@@ -186,9 +190,10 @@ class Decider:
         return Hard(actions.squeeze(1) if actions.shape[1] == 1 else actions)
 
 
-def greedy(logits: Tensor, decisions: Sequence[int]) -> Tensor:
-    """Return the likeliest option of each part. Shape (N, sum of decisions) to (N, parts)."""
-    return torch.stack([part.argmax(1) for part in logits.split(list(decisions), 1)], 1)
+def greedy(logits: Tensor, decisions: Sequence[int], *, shift: float = 0.0) -> Tensor:
+    """Return the likeliest option of each part, after a shift towards the last. (N, sum of decisions) to (N, parts)."""
+    slopes = torch.cat([torch.linspace(0, shift, count) for count in decisions]).to(logits)
+    return torch.stack([part.argmax(1) for part in (logits + slopes).split(list(decisions), 1)], 1)
 
 
 def check_logits(logits: Tensor) -> None:

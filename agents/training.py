@@ -1,7 +1,8 @@
 """Train a policy and leave a run directory: configuration, logs, controller, figures."""
 
+import copy
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -19,6 +20,7 @@ from .controller import Controller
 from .evaluate import Measured, measure, result_row, write_results
 from .learner import Setting, make_learner
 from .monitor import Monitor
+from .policy import GatePolicy
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +47,9 @@ class TrainConfig:
     """Episodes to train for; one episode is one image."""
     minutes: float | None = None
     """Stop after this time if it comes sooner."""
+    train_macs: float | None = None
+    """Stop when the backbone has spent so many MACs in training, if that comes sooner; a backward pass through it
+    counts like a forward pass. What methods are given alike when they are compared."""
     num_envs: int = 256
     """Images at a time."""
     hidden: int = 64
@@ -66,9 +71,11 @@ class TrainConfig:
         for name in ("images", "num_envs"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)}.")
-        if self.minutes is not None and self.minutes <= 0:
-            raise ValueError(f"minutes: expected more than 0, got {self.minutes}.")
-        if self.target_compute is not None and isinstance(self.price, tuple):
+        for name in ("minutes", "train_macs"):
+            value = getattr(self, name)
+            if value is not None and value <= 0:
+                raise ValueError(f"{name}: expected more than 0, got {value}.")
+        if self.target_compute is not None and isinstance(self.price, Sequence):
             raise ValueError("target_compute: expected a single price to start from, got a range. Choose one of both.")
 
 
@@ -138,24 +145,62 @@ def train(config: TrainConfig, task: Task, data: ImageData, *, out: Path | None 
     saved = json.loads(json.dumps(asdict(config), default=str))
     info = {"data": data.name, "data_fingerprint": data.fingerprint, "config": saved}
     controller = Controller(task, monitor.best, price=_middle(config.price), info=info)
-    if config.target_compute is not None and controller.policy.priced:
-        controller.price = price_for(controller, data.val, config.target_compute)
+    if config.target_compute is not None:
+        meet(controller, data.val, config.target_compute)
     trained = Trained(controller, measure(controller, data.val), monitor.backbone_macs, seconds, monitor.history)
     if out is not None:
         _write(trained, config, data, out)
     return trained
 
 
+def meet(controller: Controller, part: Part, compute: float) -> None:
+    """Tune a controller to a share of the full MACs: its price where it is told one, else its gate's threshold.
+
+    A threshold stays as it was trained where that spends no more and is at least as often right.
+    """
+    policy = controller.policy
+    if policy.priced:
+        controller.price = price_for(controller, part, compute)
+    elif isinstance(policy, GatePolicy):
+        trained = measure(controller, part)
+        policy.shift = shift_for(controller, part, compute)
+        if trained.compute <= compute and trained.accuracy >= measure(controller, part).accuracy:
+            policy.shift = 0.0
+
+
 def price_for(controller: Controller, part: Part, compute: float, *, images: int = 2000) -> float:
     """Return the lowest price at which a policy that is told it spends no more than a share of the full MACs."""
-    part, low, high = part.subset(images), 0.0, 1.0
-    if measure(controller, part, price=0.0).compute <= compute:
+    part = part.subset(images)
+
+    def spent(price: float) -> float:
+        return measure(controller, part, price=price).compute
+
+    if spent(0.0) <= compute:
         return 0.0
-    while measure(controller, part, price=high).compute > compute and high < 1e3:
-        low, high = high, 2 * high
+    high = 1.0
+    while spent(high) > compute and high < 1e3:
+        high *= 2
+    return _lowest(spent, compute, 0.0 if high == 1 else high / 2, high)
+
+
+def shift_for(controller: Controller, part: Part, compute: float, *, images: int = 2000, most: float = 16.0) -> float:
+    """Return the largest shift of a gate, within ±`most`, at which it spends no more than a share of the full MACs."""
+    part, policy = part.subset(images), copy.copy(controller.policy)
+    assert isinstance(policy, GatePolicy)
+    shifted = Controller(controller.task, policy, price=controller.price)
+
+    def spent(down: float) -> float:
+        policy.shift = -down
+        return measure(shifted, part).compute
+
+    return most if spent(-most) <= compute else -_lowest(spent, compute, -most, most)
+
+
+def _lowest(spent: Callable[[float], float], limit: float, low: float, high: float) -> float:
+    """Return about the lowest value from `low` to `high` at which no more than the limit is spent."""
     for _ in range(12):
         middle = (low + high) / 2
-        low, high = (middle, high) if measure(controller, part, price=middle).compute > compute else (low, middle)
+        low, high = (middle, high) if spent(middle) > limit else (low, middle)
     return high
 
 
@@ -174,7 +219,7 @@ def _setting(
     config: TrainConfig, task: Task, data: ImageData, reward: Reward, out: Path | None, quiet: bool
 ) -> Setting:
     price: Price = config.price
-    prices = (price[0], _middle(price), price[1]) if isinstance(price, tuple) else (price,)
+    prices = (price[0], _middle(price), price[1]) if isinstance(price, Sequence) else (price,)
     monitor = Monitor(
         task,
         data.val,
@@ -183,7 +228,7 @@ def _setting(
         target=config.target_compute,
         images=config.images,
         minutes=config.minutes,
-        every=max(1, config.images // 20),
+        macs=config.train_macs,
         quiet=quiet,
     )
     start = prices[0] if config.target_compute is not None else 0.0

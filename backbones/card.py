@@ -161,8 +161,9 @@ def _skipping(settings: Mapping[str, Any]) -> str:
     if not depth:
         return "Not skip-robust: trained with all blocks only (`--stochastic-depth 0`)."
     how = f"the last with probability {depth:g}, earlier ones less (linear)"
-    if settings["depth_schedule"] == "uniform":
-        how = f"each with probability {depth:g}"
+    if settings["depth_schedule"] != "linear":
+        which = "each" if settings["depth_schedule"] == "uniform" else "each that keeps the shape"
+        how = f"{which} with probability {depth:g}"
     if settings["distill"]:
         how += f"; the skipped path learned from the full one's soft labels (weight {settings['distill']:g})"
     return f"Skip-robust: blocks were left out in training image by image, {how}."

@@ -3,8 +3,13 @@
 Parameter names are those of the widely used published checkpoints, so they load as they are.
 """
 
+import re
+from collections.abc import Iterable, Mapping
+
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+_OF_A_BLOCK = re.compile(r"(layer\d+)\.(\d+)\.(.+)")
 
 
 class OptionA(nn.Module):
@@ -78,3 +83,33 @@ class CifarResNet(nn.Module):
         x = F.relu(self.bn1(self.conv1(x)))
         x = self.layer3(self.layer2(self.layer1(x)))
         return self.linear(x.mean((2, 3)))
+
+
+def thinned(state: Mapping[str, Tensor], wanted: Iterable[str]) -> dict[str, Tensor]:
+    """Leave out blocks of a deeper ResNet's weights, so that a shallower one can start from them.
+
+    Args:
+        state: Weights by name; those of blocks are called `layerS.I.…`.
+        wanted: Names of the shallower network's weights. Of m blocks in a stage it gets n, evenly spread from the
+            first to the last; if n is 1, the first.
+
+    Returns:
+        Weights by the shallower network's names; unchanged where it has as many blocks, or more.
+    """
+    given, needed = _blocks_by_stage(state), _blocks_by_stage(wanted)
+    source: dict[tuple[str, int], int] = {}
+    for stage, count in needed.items():
+        spread = (given.get(stage, 1) - 1) / max(1, count - 1)
+        source |= {(stage, i): round(i * spread) if spread > 1 else i for i in range(count)}
+    renamed = {key: value for key, value in state.items() if not _OF_A_BLOCK.fullmatch(key)}
+    for (stage, i), j in source.items():
+        prefix = f"{stage}.{j}."
+        renamed |= {f"{stage}.{i}.{k.removeprefix(prefix)}": v for k, v in state.items() if k.startswith(prefix)}
+    return renamed
+
+
+def _blocks_by_stage(names: Iterable[str]) -> dict[str, int]:
+    counts: dict[str, int] = {}
+    for match in filter(None, map(_OF_A_BLOCK.fullmatch, names)):
+        counts[match[1]] = max(counts.get(match[1], 0), int(match[2]) + 1)
+    return counts

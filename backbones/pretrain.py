@@ -89,15 +89,15 @@ def pretrained(name: str, data: ImageData) -> Backbone:
         data: Embedded, with the policy's part held out.
 
     Raises:
-        ValueError: If the data is not embedded, or the name is unknown.
+        ValueError: If the name is unknown, or the data is not embedded.
     """
+    _find(name)
     if data.name not in EMBEDDED:
         raise ValueError(
             f"backbone {name} for {data.name}: expected a file with its weights, got none. Pass --weights FILE, or "
             f"train them first: skipgym pretrain --backbone {name} --data {data.name} --out RUN, then "
             f"--weights RUN/{WEIGHTS}. (Trained on first use without: {', '.join(sorted(EMBEDDED))}.)"
         )
-    _find(name)
     check_held_out(data)
     recipe = EMBEDDED[data.name]
     directory = cache_dir() / "backbones" / f"{name}-{data.fingerprint}-{recipe.digest()}"
@@ -162,16 +162,10 @@ def final_accuracy(trainer: Trainer) -> dict[str, Metrics]:
 
 
 def _untrained(config: PretrainConfig, data: ImageData) -> Backbone:
-    shape = {"num_classes": data.num_classes, "input_shape": data.image_shape, "class_names": data.class_names}
-    try:
-        if config.init is not None:
-            return load_backbone(config.backbone, config.init, **shape)
+    if config.init is None:
         return _random(config.backbone, data, config.seed)
-    except AssertionError as error:  # torchvision's way to say that an image is smaller than a patch
-        _, height, width = data.image_shape
-        raise ValueError(
-            f"{config.backbone} on {height} x {width} images: {error}. Use --image-size or another --backbone."
-        ) from error
+    shape = {"num_classes": data.num_classes, "input_shape": data.image_shape, "class_names": data.class_names}
+    return load_backbone(config.backbone, config.init, thin=True, **shape)
 
 
 def _random(name: str, data: ImageData, seed: int) -> Backbone:

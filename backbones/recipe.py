@@ -4,6 +4,7 @@ import hashlib
 import json
 import math
 import shlex
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, get_args, get_type_hints
@@ -41,8 +42,9 @@ class Recipe:
     stochastic_depth: float = 0.0
     """Probability that the last block is left out of an image's training step (Huang et al. 2016, without rescaling,
     since a policy later skips for good). Above 0 the backbone learns to bear skipping."""
-    depth_schedule: Literal["linear", "uniform"] = "linear"
-    """linear: block l of L is left out with l/L times stochastic_depth. uniform: all with the same probability."""
+    depth_schedule: Literal["linear", "uniform", "inner"] = "linear"
+    """linear: block l of L is left out with l/L times stochastic_depth. uniform: all with the same probability. inner:
+    likewise, but blocks that change the shape always run."""
     distill: float = 0.0
     """0: the skipped path learns from the labels. Above: the full path does, and the skipped path learns from the full
     one's soft labels, with this weight of their KL divergence. Costs twice the time."""
@@ -79,11 +81,17 @@ class Recipe:
         fallen = (progress - WARM_UP) / (1 - WARM_UP) if self.schedule == "one-cycle" else progress
         return self.lr * (1 + math.cos(math.pi * fallen)) / 2
 
-    def skip_probabilities(self, blocks: int) -> Tensor:
-        """Return how likely each block is left out in training. Shape (L,)."""
-        if self.depth_schedule == "uniform":
-            return torch.full((blocks,), self.stochastic_depth)
-        return torch.arange(1, blocks + 1) / blocks * self.stochastic_depth
+    def skip_probabilities(self, keeps_shape: Sequence[bool]) -> Tensor:
+        """Return how likely each block is left out in training. Shape (L,).
+
+        Args:
+            keeps_shape: Of each block, whether its output has the shape of its input.
+        """
+        count = len(keeps_shape)
+        if self.depth_schedule == "linear":
+            return torch.arange(1, count + 1) / count * self.stochastic_depth
+        skippable = torch.tensor(keeps_shape) if self.depth_schedule == "inner" else torch.ones(count)
+        return skippable * self.stochastic_depth
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,7 +110,8 @@ class PretrainConfig(Recipe):
     """Directory for weights, card, checkpoint and TensorBoard events. The same command again resumes."""
     init: Path | None = None
     """Weights to start from, for instance a published checkpoint that is to learn to bear skipping. Images are then
-    normalised as those weights expect: by the .json next to them, else as ImageNet."""
+    normalised as those weights expect: by the .json next to them, else as ImageNet. Of a deeper ResNet some blocks
+    are left out, evenly."""
     image_size: int | None = None
     """Height and width in pixels to bring the images to."""
     device: str = "auto"

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from .backbone import Backbone
-from .cifar_resnet import CifarResNet
+from .cifar_resnet import CifarResNet, thinned
 from .names import unknown
 
 Builder = Callable[[int, tuple[int, int, int]], tuple[nn.Module, list[str]]]
@@ -81,9 +81,10 @@ def make_backbone(
     try:
         network, blocks = entry.build(num_classes, shape)
         backbone = Backbone(network, blocks, name=name, input_shape=shape, mean=mean, std=std, class_names=class_names)
-    except RuntimeError as error:
+    except (RuntimeError, AssertionError) as error:  # torchvision asserts that patches fill the image
         raise ValueError(
-            f"{name} on {height} x {width} images: {error}. Use larger images or another backbone."
+            f"{name} on {height} x {width} images: {str(error).rstrip('.!')}. Use larger images, for a vision "
+            "transformer a multiple of its patch size (pretrain: --image-size), or another backbone."
         ) from error
     backbone.config = {
         "name": name,
@@ -96,13 +97,14 @@ def make_backbone(
     return backbone
 
 
-def load_backbone(name: str, weights: str | Path, **options: Any) -> Backbone:
+def load_backbone(name: str, weights: str | Path, *, thin: bool = False, **options: Any) -> Backbone:
     """Build a backbone and load its weights.
 
     Args:
         name: As for `make_backbone`.
         weights: A `.safetensors` file or a checkpoint (`.pt`, `.pth`, `.th`). Next to weights that `skipgym pretrain`
             wrote lies a `.json` with the normalisation they were trained with, which is used.
+        thin: Take the weights of a deeper ResNet too, without some of its blocks: something to train on from.
         options: As for `make_backbone`.
 
     Raises:
@@ -112,11 +114,11 @@ def load_backbone(name: str, weights: str | Path, **options: Any) -> Backbone:
     state = read_weights(path)
     saved = _read_card(path.with_suffix(".json"))
     if saved:
-        if saved["name"] != name:
+        if saved["name"] != name and not thin:
             raise ValueError(f"weights {path}: expected those of {name}, got those of {saved['name']}. Pass that name.")
         options = {**options, "mean": saved["mean"], "std": saved["std"]}
     backbone = make_backbone(name, **options)
-    load_state(backbone, state, str(path))
+    load_state(backbone, thinned(state, backbone.network.state_dict()) if thin else state, str(path))
     return backbone
 
 

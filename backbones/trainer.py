@@ -125,7 +125,7 @@ class Trainer:
         generator = torch.Generator().manual_seed(derived_seed(self.recipe.seed, epoch))
         order = torch.randperm(len(train), generator=generator)
         uniforms = torch.rand((len(train), Augment.draws), generator=generator)
-        keep = draw_keep(self.recipe.skip_probabilities(len(self.backbone.blocks)), len(train), generator)
+        keep = draw_keep(self.recipe.skip_probabilities(keeps_shape(self.backbone)), len(train), generator)
         for rows in torch.arange(self.steps * size).split(size):
             images = self.data.augment.apply(train.images[order[rows]], uniforms[rows]).to(self.device)
             labels = train.labels[order[rows]].to(self.device)
@@ -219,6 +219,11 @@ def draw_keep(skip_probabilities: Tensor, count: int, generator: torch.Generator
     """Draw for each image and block whether it runs. Shapes (L,) to (count, L), values in {0, 1}."""
     uniforms = torch.rand((count, len(skip_probabilities)), generator=generator)
     return (uniforms >= skip_probabilities).long()
+
+
+def keeps_shape(backbone: Backbone) -> list[bool]:
+    """Return of each block whether its output has the shape of its input."""
+    return [block.in_shape == block.out_shape for block in backbone.blocks]
 
 
 def at_least_two(keep: Tensor) -> Tensor:

@@ -71,12 +71,14 @@ class Outcomes:
     Attributes:
         correct: Whether the answer was right. Shape (N, P).
         probability: Of the right class. Shape (N, P).
+        answers: The class that was answered. Shape (N, P), the smallest integers that hold it.
         macs: Cost of each path, policy aside. Shape (P,).
         spent: MACs that making the table took.
     """
 
     correct: Tensor
     probability: Tensor
+    answers: Tensor
     macs: Tensor
     spent: float
 
@@ -98,16 +100,23 @@ def outcomes(task: Task, images: Tensor, labels: Tensor, paths: Sequence[Path], 
     start, memo, parts = task.begin(task.prepare(images)), Memo(), len(task.decisions)
     correct = torch.empty((len(images), len(paths)), dtype=torch.bool, device=task.device)
     probability = torch.empty((len(images), len(paths)), device=task.device)
+    answers = torch.empty((len(images), len(paths)), dtype=_small(task.backbone.num_classes), device=task.device)
     macs = torch.empty(len(paths), dtype=start.macs.dtype, device=task.device)
     order = sorted(range(len(paths)), key=lambda i: paths[i])
     for index in tqdm(order, desc="paths", unit="path", disable=quiet, leave=False):
         run = follow(task, start, _replay(paths[index], parts, memo))
-        correct[:, index] = run.logits.argmax(1) == labels
+        answers[:, index] = answer = run.logits.argmax(1)
+        correct[:, index] = answer == labels
         probability[:, index] = run.logits.softmax(1).gather(1, labels.unsqueeze(1))[:, 0]
         macs[index] = run.macs[0]
     begun = float(start.macs.sum())
     spent = begun + float(macs.sum()) * len(images) - begun * len(paths) - memo.saved
-    return Outcomes(correct, probability, macs, spent)
+    return Outcomes(correct, probability, answers, macs, spent)
+
+
+def _small(classes: int) -> torch.dtype:
+    """Return integers that hold a class: tables are large."""
+    return torch.uint8 if classes <= 256 else torch.int16 if classes <= 32768 else torch.int32
 
 
 def _replay(path: Path, parts: int, memo: Memo) -> Decide:

@@ -84,6 +84,39 @@ def follow(task: Task, start: State, decide: Decide) -> Run:
     return _collect(answered, actions)
 
 
+@dataclass(frozen=True)
+class Relaxed:
+    """What became of N inputs under soft choices; gradients reach the choices' weights.
+
+    Attributes:
+        logits: Answers. Shape (N, classes).
+        macs: Spent by the task, policy aside. Shape (N,).
+    """
+
+    logits: Tensor
+    macs: Tensor
+
+
+def relax(task: Task, start: State, decide: Decide) -> Relaxed:
+    """Run a task under soft choices, all rows together, until no share of any row is without an answer.
+
+    Raises:
+        TypeError: If the task parts its rows, which soft choices cannot.
+    """
+    state = start
+    while state.position < task.horizon and bool((state.alive > 0).any()):
+        after = task.step(state, decide(state))
+        if isinstance(after, list):
+            raise TypeError(
+                f"relax: expected {task.name} to keep its rows together, got {len(after)} cohorts. "
+                "Train it with a learner that samples: ppo, reinforce."
+            )
+        state = after
+    if state.answer is None:
+        raise ValueError(f"relax: expected an answer from {task.name} after {task.horizon} decisions, got none.")
+    return Relaxed(state.answer, state.macs)
+
+
 def _collect(answered: list[State], actions: Tensor) -> Run:
     """Put the rows back in the order of the inputs."""
     order = torch.cat([state.rows for state in answered]).argsort()

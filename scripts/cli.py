@@ -9,6 +9,7 @@ COMMANDS = {
     "pretrain": "train a (skip-robust) backbone",
     "train": "train a policy on a task and save its controller",
     "evaluate": "accuracy and compute of a controller, or of a method without training",
+    "compare": "methods on equal terms: RL, Gumbel gates, baselines, bounds; figures with intervals, report",
     "run": "answers for image files, with what was executed",
     "list": "tasks, agents, backbones, data sets, rewards",
 }

@@ -70,10 +70,11 @@ def test_unknown_option_of_reinforce_is_told(tell, dark_or_bright):
 
 
 def test_lagrange_moves_the_price_towards_the_target():
-    lagrange = Lagrange(0.5, price=1.0, rate=0.1, anneal=0.0)
-    assert lagrange.update(0.9, 0.0) == pytest.approx(1.04)  # too much is spent: 1 + 0.1 · (0.9 - 0.5)
-    assert lagrange.update(0.1, 0.0) == pytest.approx(1.00)
-    assert Lagrange(0.5, price=0.01, rate=1.0, anneal=0.0).update(0.0, 0.0) == 0.0  # a price is never negative
+    lagrange = Lagrange(0.5, start=1.0, rate=2.0, proportional=0.5, anneal=0.0)
+    # 0.4 too much over a tenth of training: 1 + 2 · 0.4 · 0.1, and 0.5 · 0.4 on top
+    assert lagrange.update(0.9, 0.1) == pytest.approx(1.08 + 0.2)
+    assert lagrange.update(0.1, 0.2) == pytest.approx(1.00 - 0.2)
+    assert Lagrange(0.5, start=0.01, anneal=0.0).update(0.0, 0.5) == 0.0  # a price is never negative
 
 
 def test_target_comes_down_from_one():

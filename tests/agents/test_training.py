@@ -1,6 +1,7 @@
 """A run leaves what it promises, checks before it works, and overwrites nothing."""
 
 import json
+from dataclasses import asdict
 
 import pytest
 
@@ -76,12 +77,24 @@ def test_directory_in_use_is_refused(tell, dark_or_bright, tmp_path):
         ({"images": 0}, "images: expected at least 1"),
         ({"num_envs": 0}, "num_envs: expected at least 1"),
         ({"minutes": 0}, "minutes: expected more than 0"),
+        ({"train_macs": 0}, "train_macs: expected more than 0, got 0"),
+        ({"train_macs": -1e9}, "train_macs: expected more than 0"),
         ({"target_compute": 0.5, "price": (0.0, 1.0)}, "single price"),
+        ({"target_compute": 0.5, "price": [0.0, 1.0]}, "single price"),
     ],
 )
 def test_wrong_configuration_is_told_at_once(wrong, message):
     with pytest.raises(ValueError, match=message):
         TrainConfig(**wrong)
+
+
+def test_range_of_prices_survives_json(tell, dark_or_bright):
+    config = TrainConfig(agent="reinforce", price=(0.1, 0.5), images=64, num_envs=32, hidden=8)
+    read = TrainConfig(**json.loads(json.dumps(asdict(config))))
+    for given in (config, read):
+        controller = train(given, tell, dark_or_bright, quiet=True).controller
+        assert controller.policy.priced
+        assert controller.price == pytest.approx(0.3)
 
 
 def test_target_below_the_cheapest_way_is_told_before_work(small_backbone, dark_or_bright, tmp_path):

@@ -12,38 +12,12 @@ from skipgym.backbones import pretrain as module
 from skipgym.backbones.backbone import Backbone
 from skipgym.backbones.pretrain import pretrain, pretrained
 from skipgym.backbones.recipe import PretrainConfig, Recipe
+from skipgym.backbones.registry import held_out
 from skipgym.backbones.trainer import Trainer, accuracy, random_half
-from skipgym.data import Augment, ImageData, Part, load
+from skipgym.data import ImageData, Part, load
 
 BACKBONE = "resnet8-w4"  # 3 blocks
 BLOCKS = 3
-
-
-def squares(count: int, seed: int) -> Part:
-    """Return 8x8 images whose class is told by which half is bright."""
-    generator = torch.Generator().manual_seed(seed)
-    images = torch.randint(0, 100, (count, 1, 8, 8), dtype=torch.uint8, generator=generator)
-    labels = torch.arange(count) % 2
-    images[labels == 0, :, :4] += 120
-    images[labels == 1, :, 4:] += 120
-    return Part(images, labels)
-
-
-@pytest.fixture
-def data() -> ImageData:
-    return ImageData(
-        name="squares",
-        train=squares(48, 0),
-        policy=squares(16, 1),
-        val=squares(16, 2),
-        test=squares(16, 3),
-        class_names=("top", "bottom"),
-        mean=(0.4,),
-        std=(0.3,),
-        augment=Augment(pad=1),
-        fingerprint="f" * 16,
-        note="made in the test",
-    )
 
 
 @pytest.fixture
@@ -205,6 +179,35 @@ class TestDirectory:
         assert tuned.mean == make_backbone(BACKBONE, input_shape=(1, 8, 8)).mean  # no card: not the data's
         assert "published.pt" in (tmp_path / "tuned" / "README.md").read_text()
 
+    def test_training_starts_from_a_deeper_backbone(self, data, config, tmp_path):
+        deeper = pretrain(replace(config, backbone="resnet20-w4", epochs=1), data=data, quiet=True)
+        shallower = replace(config, backbone="resnet14-w4", out=tmp_path / "shallower", epochs=1)
+        tuned = pretrain(
+            replace(shallower, init=config.out / "backbone.safetensors", lr=1e-9, weight_decay=0.0),
+            data=data,
+            quiet=True,
+        )
+        for own, source in (
+            ("conv1", "conv1"),
+            ("layer2.0.conv1", "layer2.0.conv1"),
+            ("layer2.1.conv2", "layer2.2.conv2"),
+        ):
+            before, after = (
+                deeper.network.get_parameter(f"{source}.weight"),
+                tuned.network.get_parameter(f"{own}.weight"),
+            )
+            assert torch.allclose(before, after)
+        assert (tuned.name, tuned.mean) == ("resnet14-w4", data.mean)
+
+    def test_weights_count_as_held_out_unless_they_started_from_others(self, data, config, tmp_path):
+        pretrain(replace(config, epochs=1), data=data, quiet=True)
+        first = config.out / "backbone.safetensors"
+        assert held_out(first, data.fingerprint)
+        assert not held_out(first, "another")
+        assert not held_out(tmp_path / "published.pt", data.fingerprint)  # no card
+        pretrain(replace(config, epochs=1, init=first, out=tmp_path / "tuned"), data=data, quiet=True)
+        assert not held_out(tmp_path / "tuned" / "backbone.safetensors", data.fingerprint)
+
     def test_colour_backbone_takes_grey_data(self, data):
         assert module._random("vit_tiny", data, 0).mean == (0.4, 0.4, 0.4)
 
@@ -249,7 +252,7 @@ class TestMistakes:
         assert not config.out.exists()
 
     def test_images_too_small_for_the_backbone(self, data, config):
-        with pytest.raises(ValueError, match=r"vit_b_32 on 8 x 8 images: .* Use --image-size or another --backbone"):
+        with pytest.raises(ValueError, match=r"vit_b_32 on 8 x 8 images: .* multiple of its patch size .*--image-size"):
             pretrain(replace(config, backbone="vit_b_32"), data=data, quiet=True)
         assert not config.out.exists()
 
@@ -330,6 +333,10 @@ class TestEmbedded:
             ValueError, match=r"expected a file.*--weights FILE.*pretrain --backbone resnet8-w4 --data cats"
         ):
             pretrained(BACKBONE, other)
+
+    def test_unknown_name_is_told_before_weights_are_asked_for(self, data):
+        with pytest.raises(ValueError, match=r"unknown backbone: .*got 'resnet2O'\. Did you mean"):
+            pretrained("resnet2O", replace(data, name="cats"))
 
     def test_joined_policy_part_is_refused(self, data):
         with pytest.raises(ValueError, match="policy_from='held-out'"):

@@ -71,6 +71,8 @@ def test_colour_only_backbones_take_three_channels():
     [
         ("small-kernels", (3, 2, 2), "small-kernels on 2 x 2 images: .*Kernel size.* Use larger images"),
         ("vit_tiny", (3, 16, 24), "vit_tiny: expected square images, got 16 x 24"),
+        ("vit_b_16", (3, 8, 8), "vit_b_16 on 8 x 8 images: .*patch size.* a multiple of its patch size .*--image-size"),
+        ("vit_b_32", (1, 48, 48), "vit_b_32 on 48 x 48 images: .* or another backbone"),
     ],
 )
 def test_images_that_do_not_suit_are_refused(monkeypatch, name, shape, message):

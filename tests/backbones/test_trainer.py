@@ -14,40 +14,14 @@ from skipgym.backbones.trainer import (
     at_least_two,
     draw_keep,
     forward_kept,
+    keeps_shape,
     random_half,
     soft_label_loss,
 )
-from skipgym.data import Augment, ImageData, Part
+from skipgym.data import ImageData, Part
 
 BACKBONE = "resnet8-w4"  # 3 blocks
 BLOCKS = 3
-
-
-def squares(count: int, seed: int) -> Part:
-    """Return 8x8 images whose class is told by which half is bright."""
-    generator = torch.Generator().manual_seed(seed)
-    images = torch.randint(0, 100, (count, 1, 8, 8), dtype=torch.uint8, generator=generator)
-    labels = torch.arange(count) % 2
-    images[labels == 0, :, :4] += 120
-    images[labels == 1, :, 4:] += 120
-    return Part(images, labels)
-
-
-@pytest.fixture
-def data() -> ImageData:
-    return ImageData(
-        name="squares",
-        train=squares(48, 0),
-        policy=squares(16, 1),
-        val=squares(16, 2),
-        test=squares(16, 3),
-        class_names=("top", "bottom"),
-        mean=(0.4,),
-        std=(0.3,),
-        augment=Augment(pad=1),
-        fingerprint="f" * 16,
-        note="made in the test",
-    )
 
 
 def untrained(seed: int) -> Backbone:
@@ -181,9 +155,22 @@ class TestStochasticDepth:
         assert torch.equal(forward_kept(backbone, x, none), backbone.head(expected))
 
     def test_linear_and_uniform_schedules(self):
-        linear = Recipe(stochastic_depth=0.5).skip_probabilities(4)
+        linear = Recipe(stochastic_depth=0.5).skip_probabilities([True, True, False, True])
         assert linear.tolist() == [0.125, 0.25, 0.375, 0.5]
-        assert Recipe(stochastic_depth=0.5, depth_schedule="uniform").skip_probabilities(2).tolist() == [0.5, 0.5]
+        uniform = Recipe(stochastic_depth=0.5, depth_schedule="uniform").skip_probabilities([True, False])
+        assert uniform.tolist() == [0.5, 0.5]
+
+    def test_inner_schedule_spares_blocks_that_change_the_shape(self):
+        inner = Recipe(stochastic_depth=0.25, depth_schedule="inner").skip_probabilities([True, False, True, False])
+        assert inner.tolist() == [0.25, 0.0, 0.25, 0.0]
+
+    def test_inner_schedule_never_leaves_out_the_first_block_of_a_later_stage(self, data):
+        backbone = make_backbone("resnet14-w4", num_classes=2, input_shape=(1, 8, 8))
+        assert keeps_shape(backbone) == [True, True, False, True, False, True]
+        recipe = Recipe(epochs=1, batch_size=16, stochastic_depth=0.9, depth_schedule="inner")
+        keep = torch.cat([batch.keep for batch in Trainer(backbone, data, recipe).batches(0)]).double().mean(0)
+        assert keep[[2, 4]].tolist() == [1, 1]
+        assert bool((keep[[0, 1, 3, 5]] < 0.5).all())
 
     def test_blocks_are_left_out_as_often_as_asked(self):
         keep = draw_keep(torch.tensor([0.0, 0.25, 0.9]), 20_000, torch.Generator().manual_seed(0))

@@ -75,6 +75,41 @@ class TestFormats:
         assert again.config == first.config
 
 
+class TestThin:
+    @pytest.fixture
+    def deeper(self, random_backbone, tmp_path):
+        backbone = random_backbone("resnet20-w4")
+        save_file(backbone.network.state_dict(), tmp_path / "w.safetensors")
+        card = {"backbone": {"name": "resnet20-w4", "mean": [0.1], "std": [0.7]}}
+        (tmp_path / "w.json").write_text(json.dumps(card))
+        return backbone
+
+    def test_shallower_backbone_takes_blocks_and_normalisation_of_a_deeper_one(self, deeper, tmp_path):
+        backbone = load_backbone("resnet14-w4", tmp_path / "w.safetensors", thin=True, **OPTIONS)
+        own, given = backbone.network.state_dict(), deeper.network.state_dict()
+        assert torch.equal(own["layer3.0.conv1.weight"], given["layer3.0.conv1.weight"])
+        assert torch.equal(own["layer3.1.bn2.running_mean"], given["layer3.2.bn2.running_mean"])
+        assert torch.equal(own["linear.weight"], given["linear.weight"])
+        assert (backbone.name, backbone.mean, backbone.std) == ("resnet14-w4", (0.1,), (0.7,))
+
+    def test_same_depth_loads_as_it_is(self, deeper, tmp_path):
+        backbone = load_backbone("resnet20-w4", tmp_path / "w.safetensors", thin=True, **OPTIONS)
+        assert backbone.fingerprint() == deeper.fingerprint()
+
+    def test_deeper_backbone_lacks_weights(self, deeper, tmp_path):
+        with pytest.raises(ValueError, match=r"expected those of resnet26-w4 .*got missing: layer1\.3\.conv1\.weight"):
+            load_backbone("resnet26-w4", tmp_path / "w.safetensors", thin=True, **OPTIONS)
+
+    def test_another_width_is_refused(self, deeper, tmp_path):
+        with pytest.raises(ValueError, match=r"expected those of resnet14-w8 .*of another shape: conv1\.weight"):
+            load_backbone("resnet14-w8", tmp_path / "w.safetensors", thin=True, **OPTIONS)
+
+    def test_depth_must_match_where_it_was_not_asked_for(self, deeper, tmp_path):
+        (tmp_path / "w.json").unlink()
+        with pytest.raises(ValueError, match=r"expected those of resnet14-w4 .*got not in it: layer1\.2\."):
+            load_backbone("resnet14-w4", tmp_path / "w.safetensors", **OPTIONS)
+
+
 class TestRefused:
     def test_missing_file(self, tmp_path):
         with pytest.raises(FileNotFoundError, match=r"expected a file, got .*nowhere.pt, which does not exist"):

@@ -27,6 +27,7 @@ def test_table_equals_following_each_path_alone(small, images):
     for column, path in enumerate(paths):
         actions = torch.tensor(path).view(1, small.task.horizon, -1).expand(7, -1, -1)
         alone = small.follow(actions)
+        assert table.answers[:, column].tolist() == alone.logits.argmax(1).tolist()
         assert table.correct[:, column].tolist() == (alone.logits.argmax(1) == LABELS).tolist()
         assert torch.allclose(table.probability[:, column], alone.logits.softmax(1)[range(7), LABELS], atol=1e-5)
         assert alone.macs.tolist() == [table.macs[column]] * 7

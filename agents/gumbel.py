@@ -1,0 +1,94 @@
+"""Gates by Gumbel-softmax: to a price or a compute target, and to a rate for each block (ConvNet-AIG)."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..envs.task import Task
+from .baselines import random_rate
+from .learner import Setting, read_options, register_agent
+from .relaxed import Draw, RelaxedLearner, Trial, gumbel
+
+
+@dataclass(frozen=True, kw_only=True)
+class GumbelOptions:
+    """What the Gumbel learners can be told."""
+
+    learning_rate: float = 3e-3
+    """Of Adam, at the start."""
+    start: float = 1.0
+    """Temperature at the start; it falls (or rises) exponentially to `end`."""
+    end: float = 1.0
+    """Temperature at the end."""
+    hard: int = 1
+    """1: straight-through, one option forward. 0: mixtures forward, which the hard network never sees."""
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        if min(self.learning_rate, self.start, self.end) <= 0 or self.hard not in (0, 1):
+            raise ValueError(f"expected positive learning_rate, start, end, and hard 0 or 1; got {self}.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class AIGOptions(GumbelOptions):
+    """What ConvNet-AIG's learner can be told; the temperature stays at 1 as in the authors' release."""
+
+    rate: float = 0.6
+    """How often each block is to be executed, where there is no compute target."""
+    weight: float = 2.0
+    """Of the squared distance between rates and targets."""
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        super().__post_init__()
+        if not 0 <= self.rate <= 1 or self.weight < 0:
+            raise ValueError(f"expected rate in 0 … 1 and weight >= 0, got {self}.")
+
+
+@register_agent("gumbel", "gates by straight-through Gumbel-softmax, to a price or a compute target")
+class Gumbel(RelaxedLearner):
+    """Minimises cross-entropy + price x compute, both differentiable in the gates. The noise is off at evaluation."""
+
+    options: GumbelOptions = GumbelOptions()
+
+    def begin(self, setting: Setting) -> None:
+        self.options = read_options(type(self).options, setting.agent_options, "gumbel")
+        self.learning_rate = self.options.learning_rate
+
+    def draw(self, progress: float) -> Draw:
+        options = self.options
+        return gumbel(options.start * (options.end / options.start) ** progress, hard=bool(options.hard))
+
+    def loss(self, trial: Trial, progress: float) -> Tensor:
+        return (trial.error + trial.price * trial.compute).mean()
+
+    def check(self, task: Task, options: Mapping[str, Any]) -> None:
+        read_options(type(self).options, options, "gumbel")
+
+
+@register_agent("convnet-aig", "Gumbel gates with a target rate for each block (ConvNet-AIG)")
+class ConvNetAIG(Gumbel):
+    """Minimises cross-entropy + weight x mean over blocks of (target - rate in the batch)² (Veit and Belongie 2018).
+
+    With a compute target all blocks are asked for the rate at which a random policy spends it; the price is not used.
+    """
+
+    options: AIGOptions = AIGOptions()
+
+    def begin(self, setting: Setting) -> None:
+        super().begin(setting)
+        self.target = self.options.rate
+        if setting.lagrange:
+            self.target = random_rate(setting.task, setting.lagrange.target)
+
+    def loss(self, trial: Trial, progress: float) -> Tensor:
+        return trial.error.mean() + self.options.weight * rate_loss(trial.decider.weights, self.target)
+
+
+def rate_loss(weights: list[Tensor], target: float) -> Tensor:
+    """Return the mean over pieces of (target - share executed in the batch)². Weights of shape (N, options) each."""
+    executed = torch.stack([1 - piece[:, 0].mean() for piece in weights])
+    return (target - executed).square().mean()

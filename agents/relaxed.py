@@ -1,0 +1,205 @@
+"""Gates as weights: every branch of the frozen network runs, mixed by weights, so that gradients reach the gates."""
+
+from abc import abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ..envs.choice import Soft
+from ..envs.rollout import Relaxed, relax
+from ..envs.state import State
+from ..envs.tally import Tally
+from ..envs.task import Task
+from .gate import Gate
+from .learner import Learner, Setting
+from .policy import GatePolicy, check_logits
+
+Draw = Callable[[Tensor], Tensor]
+"""From the logits of one part (N, options) to weights of the same shape, rows summing to 1."""
+
+
+def gumbel(temperature: float, *, hard: bool = True) -> Draw:
+    """Return the Gumbel-softmax draw (Jang et al. 2017): with `hard` one option forward, the softmax backward."""
+    return lambda logits: F.gumbel_softmax(logits, temperature, hard)
+
+
+def soft(logits: Tensor) -> Tensor:
+    """Return probabilities as weights: nothing is drawn."""
+    return F.softmax(logits, 1)
+
+
+def sampled(logits: Tensor) -> Tensor:
+    """Return one drawn option as weights, with the gradient of the probabilities (straight through)."""
+    return through(F.softmax(logits, 1), torch.distributions.Categorical(logits=logits.detach()).sample())
+
+
+def through(probabilities: Tensor, chosen: Tensor) -> Tensor:
+    """Return one-hot weights with the gradient of the probabilities. Shapes (N, options), (N,) to (N, options)."""
+    return F.one_hot(chosen, probabilities.shape[1]) + probabilities - probabilities.detach()
+
+
+class Metered(Soft):
+    """Soft choices that count what running every branch costs.
+
+    Args:
+        weights: As for `Soft`.
+        spent: Is added to, in MACs of one row; shared by all parts.
+    """
+
+    def __init__(self, weights: Sequence[Tensor] | Tensor, spent: list[float]):
+        super().__init__(weights)
+        self.spent = spent
+
+    def cost(self, costs: Sequence[float]) -> Tensor:
+        """Return what the mixture costs, and count all branches."""
+        self.spent.append(float(sum(costs)))
+        return super().cost(costs)
+
+    def part(self, index: int) -> "Metered":
+        """Return the weights of one part."""
+        return Metered(self.weights[index], self.spent)
+
+
+class SoftDecider:
+    """A gate as `relax` wants it; all rows stay together.
+
+    Args:
+        task: Says what the gate sees.
+        gate: The network.
+        price: Shown to it. Shape (N,).
+        draw: From logits to weights.
+
+    Attributes:
+        logits: Of each piece so far, each (N, options).
+        weights: Likewise.
+        before: MACs that each row had spent before each position, policy aside. Each (N,).
+        macs: The gate's cost so far. Shape (N,).
+        spent: MACs of one row that running every branch took.
+    """
+
+    def __init__(self, task: Task, gate: Gate, price: Tensor, draw: Draw):
+        self.task, self.gate, self.price, self.draw = task, gate, price, draw
+        self.gate_macs, self.macs = gate.macs(), torch.zeros_like(price)
+        self.logits: list[Tensor] = []
+        self.weights: list[Tensor] = []
+        self.before: list[Tensor] = []
+        self.spent: list[float] = []
+        self.memory: Tensor | None = None
+
+    def __call__(self, state: State) -> Metered:
+        """Decide for all rows."""
+        observation = self.gate.layout.join(self.task.observe(state), state.position, self.price)
+        logits, self.memory = self.gate(observation, self.memory)
+        check_logits(logits.detach())
+        parts = logits.split(list(self.gate.decisions), 1)
+        weights = [self.draw(part) for part in parts]
+        self.logits += parts
+        self.weights += weights
+        self.before.append(state.macs)
+        self.macs = self.macs + state.alive * self.gate_macs
+        return Metered(weights, self.spent)
+
+    @property
+    def actions(self) -> Tensor:
+        """The option of most weight of each piece so far. Shape (N, pieces)."""
+        return torch.stack([weights.argmax(1) for weights in self.weights], 1)
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One batch under relaxed execution.
+
+    Attributes:
+        run: What became of it.
+        decider: What was decided.
+        labels: The truth. Shape (N,).
+        price: Of compute. Shape (N,).
+        compute: MACs of each row, gate included, as a share of the full network's; differentiable. Shape (N,).
+        error: Cross-entropy of each row. Shape (N,).
+    """
+
+    run: Relaxed
+    decider: SoftDecider
+    labels: Tensor
+    price: Tensor
+    compute: Tensor
+    error: Tensor
+
+
+class RelaxedLearner(Learner):
+    """Trains a gate by gradients through the frozen network. Subclasses say how weights are drawn, and the loss.
+
+    One loop for all: Adam, learning rate falling linearly to a tenth; the gate opens everything at first.
+    """
+
+    learning_rate: float
+    recurrent: bool = False
+
+    @abstractmethod
+    def begin(self, setting: Setting) -> None:
+        """Read the options."""
+
+    @abstractmethod
+    def draw(self, progress: float) -> Draw:
+        """Return how weights are drawn when a share `progress` of training is done."""
+
+    @abstractmethod
+    def loss(self, trial: Trial, progress: float) -> Tensor:
+        """Return what is minimised, a mean over rows."""
+
+    def train(self, setting: Setting) -> GatePolicy:
+        self.begin(setting)
+        torch.manual_seed(setting.seed)
+        gate = open_gate(setting, recurrent=self.recurrent)
+        policy, monitor, task = GatePolicy(gate), setting.monitor, setting.task
+        engine = setting.engine(policy_macs=policy.macs)
+        gate.trunk.fit(setting.observations(engine))
+        optimizer = torch.optim.Adam(gate.parameters(), self.learning_rate)
+        while (progress := monitor.done_share) < 1:
+            trial = attempt(task, gate, engine.deal(), self.draw(progress))
+            loss = self.loss(trial, progress)
+            for group in optimizer.param_groups:
+                group["lr"] = self.learning_rate * (1 - 0.9 * progress)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            monitor.record(_tally(task, trial), price=engine.high, loss=loss.item())
+            if setting.lagrange:
+                engine.set_price(setting.lagrange.update(trial.compute.mean().item(), monitor.done_share))
+            monitor.validate(policy)
+        return policy
+
+
+def open_gate(setting: Setting, *, recurrent: bool = False, bias: float = 2.0) -> Gate:
+    """Return a new gate that begins near the full network: `bias` is added to the logit of each last option."""
+    gate = Gate(setting.layout, setting.task.decisions, hidden=setting.hidden, recurrent=recurrent)
+    with torch.no_grad():
+        gate.head.bias[torch.tensor(setting.task.decisions).cumsum(0) - 1] += bias
+    return gate.to(setting.task.device)
+
+
+def attempt(task: Task, gate: Gate, dealt: tuple[State, Tensor, Tensor], draw: Draw) -> Trial:
+    """Run what an engine dealt (start, labels, prices) under a gate's soft choices."""
+    start, labels, price = dealt
+    decider = SoftDecider(task, gate, price, draw)
+    run = relax(task, start, decider)
+    compute = ((run.macs + decider.macs) / task.full_macs).float()
+    error = F.cross_entropy(run.logits, labels, reduction="none")
+    return Trial(run, decider, labels, price, compute, error)
+
+
+def _tally(task: Task, trial: Trial) -> Tally:
+    """Return the figures of a trial. The backward pass through the backbone is counted like the forward one."""
+    tally, actions = Tally(len(task.pieces)), trial.decider.actions
+    tally.count(0, actions)
+    compute, begun = trial.compute.detach(), trial.decider.before[0]
+    tally.finish(
+        reward=-trial.error.detach() - trial.price * compute,
+        correct=(trial.run.logits.argmax(1) == trial.labels).float(),
+        compute=compute,
+        backbone_macs=begun + 2 * (sum(trial.decider.spent) + task.backbone.head_macs),
+    )
+    return tally

@@ -1,0 +1,238 @@
+"""Run a comparison: cells side by side, finished ones never again; then figures, verdicts, report."""
+
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from datetime import timedelta
+from functools import lru_cache
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..agents.baselines import check_budget, full_accuracy
+from ..agents.evaluate import versions, write_results
+from ..agents.training import TrainConfig, prepare
+from ..data import ImageData
+from ..envs.task import Task
+from .cell import Bench
+from .figure import interval_figure
+from .ledger import Ledger
+from .methods import UNTRAINED, check_methods
+from .plan import Cell, CompareConfig, cells
+from .report import write_report
+from .summary import Entry, Row, Statics, areas, summarise, verdicts
+
+Content = dict[str, Any]
+
+
+def compare(
+    config: CompareConfig,
+    out: Path,
+    *,
+    command: Sequence[str] = (),
+    task: Task | None = None,
+    data: ImageData | None = None,
+    quiet: bool = False,
+) -> Content:
+    """Compare methods, and leave `results.json`, `frontier.png`, `report.html` and a directory for each training.
+
+    A comparison that was stopped goes on where it was when it is called again with the same directory; more agents,
+    seeds or budgets may be asked for.
+
+    Args:
+        config: What to compare.
+        out: Directory.
+        command: What the user typed, for the results.
+        task: Instead of the one that the configuration names; then everything runs in this process.
+        data: With `task`.
+        quiet: Print nothing.
+
+    Returns:
+        What `results.json` holds.
+
+    Raises:
+        ValueError: If a method cannot take the task, a budget cannot be reached, or the directory belongs to another
+            backbone, task or data.
+        FileExistsError: If the directory holds something else.
+        RuntimeError: If cells failed; the others are kept.
+    """
+    given = task is not None
+    if task is None or data is None:
+        task, data = prepared(config)
+    check_methods(config.agents, task)
+    for target in config.targets:
+        check_budget(task, target)
+    ledger = Ledger(out, config, {"backbone": task.backbone.fingerprint(), "data": data.fingerprint})
+    plan = cells(config)
+    todo = [cell for cell in plan if not ledger.done(cell)]
+    _say(quiet, f"{len(plan)} cells, {len(plan) - len(todo)} of them finished before")
+    failures = []
+    bench = Bench(config, task, data, full_accuracy(task, data.test))
+    runs = _here(bench, todo, ledger) if given or config.workers == 1 else _side_by_side(config, bench, todo, ledger)
+    began = time.monotonic()
+    for count, (cell, error) in enumerate(runs, 1):
+        if error is not None:
+            failures.append(f"{cell.method} seed {cell.seed} {cell.budgets[0]}: {error!r}")
+        left = timedelta(seconds=round((time.monotonic() - began) / count * (len(todo) - count)))
+        told = _line(ledger.rows(cell)) if error is None else f"failed: {error!r}"
+        _say(quiet, f"{count}/{len(todo)}  {cell.method:18} seed {cell.seed}  {told}  ({left} left)")
+    content = write(ledger, [cell for cell in plan if ledger.done(cell)], task, command)
+    if failures:
+        raise RuntimeError(
+            f"{len(failures)} of {len(plan)} cells failed, the others are in {out}: {'; '.join(failures[:3])}. "
+            "Mend the cause and call again: what is finished stays."
+        )
+    return content
+
+
+def write(ledger: Ledger, finished: Sequence[Cell], task: Task, command: Sequence[str] = ()) -> Content:
+    """Write results, figure and report of the cells that are finished."""
+    entries, statics = collect(ledger, finished)
+    summary = [summarise(entry, statics) for entry in entries]
+    meta = {
+        **versions(),
+        "command": list(command),
+        "classes": list(task.backbone.class_names),
+        "pieces": task.pieces,
+        "summary": summary,
+        "verdicts": verdicts(entries, statics),
+        "areas": areas(entries),
+        "notes": _notes(ledger.config, entries),
+        "identity": ledger.identity,
+    }
+    rows = [row for entry in entries for row in entry.rows]
+    write_results(ledger.out / "results.json", rows, **meta)
+    content = {"rows": rows, "meta": meta}
+    interval_figure(summary, rows[0], ledger.out / "frontier.png")
+    write_report(content, ledger.out / "report.html")
+    _hparams(ledger.out, rows)
+    return content
+
+
+def collect(ledger: Ledger, finished: Sequence[Cell]) -> tuple[list[Entry], Statics | None]:
+    """Return the entries of finished cells, in the order of the plan, and the frontier of fixed subsets."""
+    rows: dict[tuple[str, str], list[Row]] = {}
+    kept: dict[tuple[str, str], list[tuple[torch.Tensor, torch.Tensor]]] = {}
+    statics = None
+    for cell in finished:
+        arrays = ledger.arrays(cell)
+        if cell.method == "static":
+            statics = Statics(arrays["frontier/compute"], arrays["frontier/correct"])
+        for row in ledger.rows(cell):
+            key = (row["method"], row["budget"])
+            rows.setdefault(key, []).append(row)
+            if f"{row['budget']}/correct" in arrays:
+                pair = arrays[f"{row['budget']}/correct"], arrays[f"{row['budget']}/actions"]
+                kept.setdefault(key, []).append(pair)
+    entries = []
+    for key, of in rows.items():
+        pairs = kept.get(key)
+        correct, actions = (torch.stack(column) for column in zip(*pairs, strict=True)) if pairs else (None, None)
+        entries.append(Entry(of, correct, actions))
+    return entries, statics
+
+
+def prepared(config: CompareConfig) -> tuple[Task, ImageData]:
+    """Load what a comparison is about; embedded data's backbone is trained on first use."""
+    return prepare(
+        TrainConfig(
+            task=config.task,
+            backbone=config.backbone,
+            data=config.data,
+            weights=config.weights,
+            task_options=config.task_options,
+        )
+    )
+
+
+Outcome = tuple[Cell, Exception | None]
+
+
+def _here(bench: Bench, todo: Sequence[Cell], ledger: Ledger) -> Iterator[Outcome]:
+    for cell in todo:
+        try:
+            bench.run(cell, ledger.directory(cell))
+            yield cell, None
+        except Exception as error:  # one cell must not take the others with it; it is reported
+            yield cell, error
+
+
+def _side_by_side(config: CompareConfig, bench: Bench, todo: Sequence[Cell], ledger: Ledger) -> Iterator[Outcome]:
+    pool = ProcessPoolExecutor(config.workers, get_context("spawn"), torch.set_num_threads, (1,))
+    with pool:
+        futures = {
+            pool.submit(_in_worker, config, bench.full_accuracy, cell, ledger.directory(cell)): cell for cell in todo
+        }
+        for future in as_completed(futures):
+            error = future.exception()
+            if error is not None and not isinstance(error, Exception):
+                raise error
+            yield futures[future], error
+
+
+def _in_worker(config: CompareConfig, accuracy: float, cell: Cell, directory: Path) -> None:
+    task, data = _loaded(_Once(config))
+    Bench(config, task, data, accuracy).run(cell, directory)
+
+
+class _Once:
+    """A configuration as a key of a cache: equal to any other one in the same process."""
+
+    def __init__(self, config: CompareConfig):
+        self.config = config
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Once)
+
+    def __hash__(self) -> int:
+        return 0
+
+
+@lru_cache(maxsize=1)
+def _loaded(once: _Once) -> tuple[Task, ImageData]:
+    return prepared(once.config)
+
+
+def _notes(config: CompareConfig, entries: Sequence[Entry]) -> list[str]:
+    notes = [
+        f"Each training may spend the backbone MACs of {config.images:,} images with everything executed; a backward "
+        "pass through the frozen network counts like a forward pass. Methods that serve every budget (ppo-priced, "
+        "path-table) are trained once.",
+        "With a compute target each method's threshold or price is set on validation data so that it just stays within "
+        "the target; on test data it may spend a little more or less. Methods are chosen by validation accuracy, and "
+        "each policy is measured on test data once.",
+        "static_gain: accuracy minus that of fixed subsets at the same compute, a mixture of the two neighbours on "
+        "their frontier.",
+    ]
+    return notes + [row["note"] for e in entries for row in e.rows[:1] if row.get("note") and e is _first(entries, e)]
+
+
+def _first(entries: Sequence[Entry], entry: Entry) -> Entry:
+    return next(e for e in entries if e.method == entry.method)
+
+
+def _hparams(out: Path, rows: Sequence[Row]) -> None:
+    """Leave one TensorBoard HParams record for each trained policy."""
+    from torch.utils.tensorboard import SummaryWriter
+
+    for row in rows:
+        if row["method"].startswith(UNTRAINED):
+            continue
+        name = f"hparams/{row['method']}-{row['budget']}-seed{row['seed']}"
+        if (out / name).exists():
+            continue
+        with SummaryWriter(str(out)) as events:
+            asked = {"method": row["method"], "budget": row["budget"], "seed": row["seed"]}
+            found = {"test/accuracy": row["accuracy"], "test/compute": row["compute"]}
+            events.add_hparams(asked, found, run_name=name)
+
+
+def _line(rows: Sequence[Row]) -> str:
+    return "  ".join(f"{row['accuracy']:.2%} @ {row['compute']:.1%}" for row in rows)
+
+
+def _say(quiet: bool, text: str) -> None:
+    if not quiet:
+        print(text, flush=True)

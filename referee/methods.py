@@ -1,0 +1,81 @@
+"""The methods that can be compared: a learner, and how it is asked."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from ..agents.learner import agent_names, make_learner
+from ..backbones.names import unknown
+from ..envs.task import Task
+
+Kind = Literal["RL", "Gumbel", "hybrid", "supervised", "own"]
+
+UNTRAINED = ("full", "random", "static", "oracle", "threshold")
+"""Always in the table where the task allows them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Method:
+    """A learner with its options.
+
+    Attributes:
+        agent: Name of the learner.
+        kind: By what it learns.
+        priced: Trained once over a range of prices, then told one for each budget.
+        options: Of the learner.
+    """
+
+    agent: str
+    kind: Kind
+    priced: tuple[float, float] | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def every_budget(self) -> bool:
+        """Whether one training serves every budget."""
+        return self.priced is not None or self.agent == "path-table"
+
+
+METHODS: dict[str, Method] = {
+    "gumbel": Method(agent="gumbel", kind="Gumbel"),
+    "convnet-aig": Method(agent="convnet-aig", kind="Gumbel"),
+    "skipnet": Method(agent="skipnet", kind="hybrid"),
+    "skipnet-recurrent": Method(agent="skipnet", kind="hybrid", options={"recurrent": 1}),
+    "ppo": Method(agent="ppo", kind="RL"),
+    "ppo-priced": Method(agent="ppo", kind="RL", priced=(0.02, 1.0)),
+    "recurrent-ppo": Method(agent="recurrent-ppo", kind="RL"),
+    "a2c": Method(agent="a2c", kind="RL"),
+    "dqn": Method(agent="dqn", kind="RL"),
+    "reinforce": Method(agent="reinforce", kind="RL"),
+    "imitate": Method(agent="imitate", kind="supervised"),
+    "path-table": Method(agent="path-table", kind="supervised"),
+}
+
+
+def method(name: str) -> Method:
+    """Return a method by its name, or by that of any registered learner.
+
+    Raises:
+        ValueError: If there is none.
+    """
+    if name in METHODS:
+        return METHODS[name]
+    if name not in agent_names():
+        raise ValueError(unknown("agent", name, sorted({*METHODS, *agent_names()})))
+    return Method(agent=name, kind="own")
+
+
+def check_methods(names: Sequence[str], task: Task) -> None:
+    """Raise a ValueError if a method is unknown, named twice, or cannot take the task."""
+    for name in names:
+        if name == "threshold":
+            raise ValueError(
+                f"threshold: expected a task whose backbone has exits, got {task.name}, which answers only at the end. "
+                "Leave it out, or compare on another task."
+            )
+        if name in UNTRAINED:
+            raise ValueError(f"agents: expected learners, got {name}, which is always compared. Leave it out.")
+        if names.count(name) > 1:
+            raise ValueError(f"agents: expected each once, got {name} twice.")
+        asked = method(name)
+        make_learner(asked.agent).check(task, asked.options)

@@ -1,0 +1,7 @@
+"""`python -m skipgym`: the command line."""
+
+import sys
+
+from .scripts.cli import main
+
+sys.exit(main())
