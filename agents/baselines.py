@@ -74,7 +74,7 @@ class StaticPoint:
 
 
 def static_frontier(task: Task, part: Part, *, images: int = 1000) -> list[StaticPoint]:
-    """Return the fixed subsets on the convex frontier of accuracy over compute, from the cheapest to the full network.
+    """Return the fixed subsets on the convex frontier of accuracy over compute, from the cheapest to the most accurate.
 
     A mixture of two neighbours, drawn by coin for each input, is what a static network reaches at a compute between
     theirs. All subsets are looked at where there are at most `EXHAUSTIVE` pieces; otherwise those that removing the

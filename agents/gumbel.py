@@ -19,6 +19,8 @@ class GumbelOptions:
 
     learning_rate: float = 3e-3
     """Of Adam, at the start."""
+    batch_size: int = 64
+    """Images in a step, at most."""
     start: float = 1.0
     """Temperature at the start; it falls (or rises) exponentially to `end`."""
     end: float = 1.0
@@ -28,8 +30,10 @@ class GumbelOptions:
 
     def __post_init__(self) -> None:
         """Check the ranges."""
-        if min(self.learning_rate, self.start, self.end) <= 0 or self.hard not in (0, 1):
-            raise ValueError(f"expected positive learning_rate, start, end, and hard 0 or 1; got {self}.")
+        if min(self.learning_rate, self.batch_size, self.start, self.end) <= 0 or self.hard not in (0, 1):
+            raise ValueError(
+                f"gumbel: expected positive learning_rate, batch_size, start, end, and hard 0 or 1; got {self}."
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,18 +49,19 @@ class AIGOptions(GumbelOptions):
         """Check the ranges."""
         super().__post_init__()
         if not 0 <= self.rate <= 1 or self.weight < 0:
-            raise ValueError(f"expected rate in 0 … 1 and weight >= 0, got {self}.")
+            raise ValueError(f"convnet-aig: expected rate in 0 … 1 and weight >= 0, got {self}.")
 
 
 @register_agent("gumbel", "gates by straight-through Gumbel-softmax, to a price or a compute target")
 class Gumbel(RelaxedLearner):
     """Minimises cross-entropy + price x compute, both differentiable in the gates. The noise is off at evaluation."""
 
+    agent = "gumbel"
     options: GumbelOptions = GumbelOptions()
 
     def begin(self, setting: Setting) -> None:
-        self.options = read_options(type(self).options, setting.agent_options, "gumbel")
-        self.learning_rate = self.options.learning_rate
+        self.options = read_options(type(self).options, setting.agent_options, self.agent)
+        self.learning_rate, self.batch_size = self.options.learning_rate, self.options.batch_size
 
     def draw(self, progress: float) -> Draw:
         options = self.options
@@ -66,7 +71,7 @@ class Gumbel(RelaxedLearner):
         return (trial.error + trial.price * trial.compute).mean()
 
     def check(self, task: Task, options: Mapping[str, Any]) -> None:
-        read_options(type(self).options, options, "gumbel")
+        read_options(type(self).options, options, self.agent)
 
 
 @register_agent("convnet-aig", "Gumbel gates with a target rate for each block (ConvNet-AIG)")
@@ -76,6 +81,7 @@ class ConvNetAIG(Gumbel):
     With a compute target all blocks are asked for the rate at which a random policy spends it; the price is not used.
     """
 
+    agent = "convnet-aig"
     options: AIGOptions = AIGOptions()
 
     def begin(self, setting: Setting) -> None:

@@ -1,7 +1,7 @@
 """REINFORCE with a self-critical baseline, bounded probabilities and a curriculum (BlockDrop, Wu et al. 2018)."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -25,6 +25,8 @@ class ReinforceOptions:
 
     learning_rate: float = 1e-3
     """Of Adam."""
+    batch_size: int = 64
+    """Images in a step, at most; each is run twice."""
     entropy: float = 0.01
     """Weight of the entropy; BlockDrop's release uses 0.1 with rewards down to -5."""
     bound: float = 0.8
@@ -34,10 +36,11 @@ class ReinforceOptions:
 
     def __post_init__(self) -> None:
         """Check the ranges."""
-        if self.learning_rate <= 0 or not 0.5 < self.bound <= 1 or not 0 <= self.curriculum <= 1 or self.entropy < 0:
+        shares = 0.5 < self.bound <= 1 and 0 <= self.curriculum <= 1
+        if min(self.learning_rate, self.batch_size) <= 0 or self.entropy < 0 or not shares:
             raise ValueError(
-                "reinforce: expected learning_rate > 0, entropy >= 0, bound in (0.5, 1], curriculum in [0, 1]; "
-                f"got {self}."
+                "reinforce: expected learning_rate and batch_size > 0, entropy >= 0, bound in (0.5, 1], curriculum in "
+                f"[0, 1]; got {self}."
             )
 
 
@@ -119,6 +122,7 @@ class Reinforce(Learner):
 
     def train(self, setting: Setting) -> GatePolicy:
         options = read_options(ReinforceOptions(), setting.agent_options, "reinforce")
+        setting = replace(setting, num_envs=min(setting.num_envs, options.batch_size))
         torch.manual_seed(setting.seed)
         gate = Gate(setting.layout, setting.task.decisions, hidden=setting.hidden).to(setting.task.device)
         policy = GatePolicy(gate)

@@ -2,7 +2,7 @@
 
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -23,7 +23,12 @@ Draw = Callable[[Tensor], Tensor]
 
 def gumbel(temperature: float, *, hard: bool = True) -> Draw:
     """Return the Gumbel-softmax draw (Jang et al. 2017): with `hard` one option forward, the softmax backward."""
-    return lambda logits: F.gumbel_softmax(logits, temperature, hard)
+
+    def draw(logits: Tensor) -> Tensor:
+        weights = F.gumbel_softmax(logits, temperature)
+        return through(weights, weights.argmax(1)) if hard else weights
+
+    return draw
 
 
 def soft(logits: Tensor) -> Tensor:
@@ -38,7 +43,9 @@ def sampled(logits: Tensor) -> Tensor:
 
 def through(probabilities: Tensor, chosen: Tensor) -> Tensor:
     """Return one-hot weights with the gradient of the probabilities. Shapes (N, options), (N,) to (N, options)."""
-    return F.one_hot(chosen, probabilities.shape[1]) + probabilities - probabilities.detach()
+    return F.one_hot(chosen, probabilities.shape[1]) + (
+        probabilities - probabilities.detach()
+    )  # in this order: exactly 1
 
 
 class Metered(Soft):
@@ -73,8 +80,8 @@ class SoftDecider:
         draw: From logits to weights.
 
     Attributes:
-        logits: Of each piece so far, each (N, options).
-        weights: Likewise.
+        observations: What the gate was shown so far, without gradients; each (N, ...).
+        weights: Of each piece so far, each (N, options).
         before: MACs that each row had spent before each position, policy aside. Each (N,).
         macs: The gate's cost so far. Shape (N,).
         spent: MACs of one row that running every branch took.
@@ -83,7 +90,7 @@ class SoftDecider:
     def __init__(self, task: Task, gate: Gate, price: Tensor, draw: Draw):
         self.task, self.gate, self.price, self.draw = task, gate, price, draw
         self.gate_macs, self.macs = gate.macs(), torch.zeros_like(price)
-        self.logits: list[Tensor] = []
+        self.observations: list[Tensor] = []
         self.weights: list[Tensor] = []
         self.before: list[Tensor] = []
         self.spent: list[float] = []
@@ -94,13 +101,25 @@ class SoftDecider:
         observation = self.gate.layout.join(self.task.observe(state), state.position, self.price)
         logits, self.memory = self.gate(observation, self.memory)
         check_logits(logits.detach())
-        parts = logits.split(list(self.gate.decisions), 1)
-        weights = [self.draw(part) for part in parts]
-        self.logits += parts
+        weights = [self.draw(part) for part in logits.split(list(self.gate.decisions), 1)]
+        self.observations.append(observation.detach())
         self.weights += weights
         self.before.append(state.macs)
         self.macs = self.macs + state.alive * self.gate_macs
         return Metered(weights, self.spent)
+
+    def logits(self) -> list[Tensor]:
+        """Return the logits of each piece so far, each (N, options); gradients take the observations as given.
+
+        In `__call__` gradients also run through what was observed to earlier weights: right for a relaxed loss, but not
+        part of REINFORCE's.
+        """
+        logits: list[Tensor] = []
+        memory = None
+        for observation in self.observations:
+            joined, memory = self.gate(observation, memory)
+            logits += joined.split(list(self.gate.decisions), 1)
+        return logits
 
     @property
     def actions(self) -> Tensor:
@@ -136,6 +155,7 @@ class RelaxedLearner(Learner):
     """
 
     learning_rate: float
+    batch_size: int
     recurrent: bool = False
 
     @abstractmethod
@@ -152,6 +172,7 @@ class RelaxedLearner(Learner):
 
     def train(self, setting: Setting) -> GatePolicy:
         self.begin(setting)
+        setting = replace(setting, num_envs=min(setting.num_envs, self.batch_size))
         torch.manual_seed(setting.seed)
         gate = open_gate(setting, recurrent=self.recurrent)
         policy, monitor, task = GatePolicy(gate), setting.monitor, setting.task

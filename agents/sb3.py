@@ -1,6 +1,7 @@
 """Learners of stable-baselines3 and sb3-contrib, with our gate as their network."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -186,7 +187,8 @@ class A2CLearner(Learner):
             "ent_coef": 0.01,
             "normalize_advantage": True,
         }
-        return train_sb3(setting, A2C, defaults, recurrent=False)
+        fewer = replace(setting, num_envs=min(setting.num_envs, 64))  # one update a rollout: small ones, many updates
+        return train_sb3(fewer, A2C, defaults, recurrent=False)
 
 
 @register_agent("dqn", "deep Q-learning (stable-baselines3); one part per decision only")

@@ -19,6 +19,8 @@ class SkipNetOptions:
 
     learning_rate: float = 3e-3
     """Of Adam, at the start."""
+    batch_size: int = 64
+    """Images in a step, at most."""
     warm_up: float = 0.2
     """Share of training in which the gates are soft and only cross-entropy is minimised."""
     rl_weight: float = 1.0
@@ -30,10 +32,14 @@ class SkipNetOptions:
 
     def __post_init__(self) -> None:
         """Check the ranges."""
-        if self.learning_rate <= 0 or not 0 <= self.warm_up < 1 or self.rl_weight < 0:
-            raise ValueError(f"expected learning_rate > 0, warm_up in [0, 1), rl_weight >= 0; got {self}.")
+        positive = min(self.learning_rate, self.batch_size) > 0
+        if not positive or not 0 <= self.warm_up < 1 or self.rl_weight < 0:
+            raise ValueError(
+                "skipnet: expected positive learning_rate and batch_size, warm_up in [0, 1), rl_weight >= 0; "
+                f"got {self}."
+            )
         if self.baseline not in ("mean", "none") or self.recurrent not in (0, 1):
-            raise ValueError(f"expected baseline mean or none, recurrent 0 or 1; got {self}.")
+            raise ValueError(f"skipnet: expected baseline mean or none, recurrent 0 or 1; got {self}.")
 
 
 @register_agent("skipnet", "soft supervised warm-up, then hybrid reinforcement learning (SkipNet)")
@@ -46,7 +52,8 @@ class SkipNet(RelaxedLearner):
 
     def begin(self, setting: Setting) -> None:
         self.options = read_options(SkipNetOptions(), setting.agent_options, "skipnet")
-        self.learning_rate, self.recurrent = self.options.learning_rate, bool(self.options.recurrent)
+        self.learning_rate, self.batch_size = self.options.learning_rate, self.options.batch_size
+        self.recurrent = bool(self.options.recurrent)
 
     def draw(self, progress: float) -> Draw:
         return soft if progress < self.options.warm_up else sampled
@@ -68,10 +75,9 @@ def reinforce_loss(trial: Trial, *, mean: bool) -> Tensor:
         trial: A batch.
         mean: Whether to subtract the batch's mean return at each position.
     """
-    decider, pieces = trial.decider, len(trial.decider.logits)
-    parts = pieces // len(decider.before)
+    decider, parts = trial.decider, len(trial.decider.gate.decisions)
     total, loss = trial.compute.detach(), torch.zeros((), device=trial.error.device)
-    for piece, (logits, weights) in enumerate(zip(decider.logits, decider.weights, strict=True)):
+    for piece, (logits, weights) in enumerate(zip(decider.logits(), decider.weights, strict=True)):
         spent = (decider.before[piece // parts].detach() / decider.task.full_macs).float()
         returns = -trial.error.detach() - trial.price * (total - spent)
         advantage = returns - returns.mean() if mean else returns

@@ -1,12 +1,14 @@
 """Run a comparison: cells side by side, finished ones never again; then figures, verdicts, report."""
 
+import os
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from datetime import timedelta
 from functools import lru_cache
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import torch
@@ -19,12 +21,16 @@ from ..envs.task import Task
 from .cell import Bench
 from .figure import interval_figure
 from .ledger import Ledger
-from .methods import UNTRAINED, check_methods
+from .methods import check_methods, is_learned
 from .plan import Cell, CompareConfig, cells
 from .report import write_report
 from .summary import Entry, Row, Statics, areas, summarise, verdicts
 
 Content = dict[str, Any]
+
+
+class CellsFailedError(RuntimeError):
+    """Some cells of a comparison failed."""
 
 
 def compare(
@@ -56,7 +62,7 @@ def compare(
         ValueError: If a method cannot take the task, a budget cannot be reached, or the directory belongs to another
             backbone, task or data.
         FileExistsError: If the directory holds something else.
-        RuntimeError: If cells failed; the others are kept.
+        CellsFailedError: If cells failed; the others are kept.
     """
     given = task is not None
     if task is None or data is None:
@@ -78,9 +84,10 @@ def compare(
         left = timedelta(seconds=round((time.monotonic() - began) / count * (len(todo) - count)))
         told = _line(ledger.rows(cell)) if error is None else f"failed: {error!r}"
         _say(quiet, f"{count}/{len(todo)}  {cell.method:18} seed {cell.seed}  {told}  ({left} left)")
-    content = write(ledger, [cell for cell in plan if ledger.done(cell)], task, command)
+    finished = [cell for cell in plan if ledger.done(cell)]
+    content = write(ledger, finished, task, command) if finished else {}
     if failures:
-        raise RuntimeError(
+        raise CellsFailedError(
             f"{len(failures)} of {len(plan)} cells failed, the others are in {out}: {'; '.join(failures[:3])}. "
             "Mend the cause and call again: what is finished stays."
         )
@@ -160,16 +167,33 @@ def _here(bench: Bench, todo: Sequence[Cell], ledger: Ledger) -> Iterator[Outcom
 
 
 def _side_by_side(config: CompareConfig, bench: Bench, todo: Sequence[Cell], ledger: Ledger) -> Iterator[Outcome]:
-    pool = ProcessPoolExecutor(config.workers, get_context("spawn"), torch.set_num_threads, (1,))
+    pool = ProcessPoolExecutor(config.workers, get_context("spawn"), _begin_worker)
     with pool:
         futures = {
             pool.submit(_in_worker, config, bench.full_accuracy, cell, ledger.directory(cell)): cell for cell in todo
         }
-        for future in as_completed(futures):
-            error = future.exception()
-            if error is not None and not isinstance(error, Exception):
-                raise error
-            yield futures[future], error
+        try:
+            for future in as_completed(futures):
+                error = future.exception()
+                if error is not None and not isinstance(error, Exception):
+                    raise error
+                yield futures[future], error
+        except BaseException:  # interrupted: begin no other cell
+            pool.shutdown(cancel_futures=True)
+            raise
+
+
+def _begin_worker() -> None:
+    torch.set_num_threads(1)
+    Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """Leave no worker behind that writes where a comparison that was killed has been called again."""
+    parent = parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
 def _in_worker(config: CompareConfig, accuracy: float, cell: Cell, directory: Path) -> None:
@@ -201,8 +225,9 @@ def _notes(config: CompareConfig, entries: Sequence[Entry]) -> list[str]:
         "pass through the frozen network counts like a forward pass. Methods that serve every budget (ppo-priced, "
         "path-table) are trained once.",
         "With a compute target each method's threshold or price is set on validation data so that it just stays within "
-        "the target; on test data it may spend a little more or less. Methods are chosen by validation accuracy, and "
-        "each policy is measured on test data once.",
+        "the target; on test data it may spend a little more or less. Of each kind the verdicts take the method "
+        "that is best on validation data: with a target the most accurate of those that keep to it there. Each policy "
+        "is measured on test data once.",
         "static_gain: accuracy minus that of fixed subsets at the same compute, a mixture of the two neighbours on "
         "their frontier.",
     ]
@@ -218,7 +243,7 @@ def _hparams(out: Path, rows: Sequence[Row]) -> None:
     from torch.utils.tensorboard import SummaryWriter
 
     for row in rows:
-        if row["method"].startswith(UNTRAINED):
+        if not is_learned(row["method"]):
             continue
         name = f"hparams/{row['method']}-{row['budget']}-seed{row['seed']}"
         if (out / name).exists():

@@ -14,6 +14,11 @@ UNTRAINED = ("full", "random", "static", "oracle", "threshold")
 """Always in the table where the task allows them."""
 
 
+def is_learned(name: str) -> bool:
+    """Return whether rows of this name are of a trained policy."""
+    return name not in (*UNTRAINED, "oracle-agree")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Method:
     """A learner with its options.

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -64,7 +65,7 @@ class CompareConfig:
 
     def __post_init__(self) -> None:
         """Check what needs neither data nor weights."""
-        for name in ("seeds", "images", "num_envs", "workers", "oracle_paths"):
+        for name in ("seeds", "images", "num_envs", "hidden", "workers", "oracle_paths"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)}. Change --{_flag(name)}.")
         if self.oracle_images < 0:
@@ -75,10 +76,11 @@ class CompareConfig:
             values = getattr(self, name)
             if len(set(values)) < len(values):
                 raise ValueError(f"{name}: expected each once, got {values}.")
-        if self.prices and min(self.prices) < 0:
-            raise ValueError(f"prices: expected 0 or more, got {min(self.prices)}.")
+        for price in self.prices:
+            if not 0 <= price < math.inf:
+                raise ValueError(f"prices: expected finite numbers of 0 or more, got {price}.")
         for name in self.agents:
-            if name != "threshold":
+            if name not in UNTRAINED:  # `check_methods` says why not, when the task is known
                 method(name)
 
     @property
@@ -125,7 +127,7 @@ class Cell:
             agent=how.agent,
             price=how.priced or (0.0 if first.price is None else first.price),
             target_compute=None if how.priced else first.target,
-            images=3 * config.images,  # skipping makes episodes cheaper than the full network; the MACs are what counts
+            images=round(config.images * max(3, 1 / (first.target or 1))),  # the MACs end it first
             train_macs=float(config.images * full_macs),
             num_envs=config.num_envs,
             hidden=config.hidden,

@@ -8,10 +8,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .methods import METHODS, UNTRAINED, method
+from .methods import is_learned, method
 from .statistics import Interval, accuracy_interval, area_interval, input_dependence, paired_difference, verdict
 
 Row = dict[str, Any]
+
+TOLERANCE = 0.01
+"""By which a policy may exceed its target on validation data and still count as keeping to it."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,7 +41,7 @@ class Entry:
 
     @property
     def learned(self) -> bool:
-        return not self.method.startswith(UNTRAINED)
+        return is_learned(self.method)
 
     @property
     def compute(self) -> np.ndarray:
@@ -104,7 +107,7 @@ def gain(entry: Entry, statics: Statics) -> Interval:
 def verdicts(entries: Sequence[Entry], statics: Statics | None) -> list[str]:
     """Return what can be said at each budget: RL against Gumbel, and the best of each against fixed subsets.
 
-    Of each kind the method with the best mean validation accuracy stands for it.
+    Of each kind the method that is best on validation data stands for it.
     """
     sentences = []
     for budget in dict.fromkeys(entry.budget for entry in entries if entry.learned):
@@ -121,14 +124,29 @@ def verdicts(entries: Sequence[Entry], statics: Statics | None) -> list[str]:
 
 
 def best_of(entries: Sequence[Entry], budget: str, kind: str) -> Entry | None:
-    """Return the entry of a kind with the best validation accuracy at a budget."""
+    """Return the entry of a kind that is best on validation data at a budget.
+
+    At a target the most accurate of those that keep to it; if none does, the one that exceeds it least. At a price the
+    one with most accuracy minus price x compute.
+    """
     fitting = [e for e in entries if e.learned and e.budget == budget and method(e.method).kind == kind]
-    return max(fitting, key=lambda entry: entry.mean("val_accuracy"), default=None)
+    return max(fitting, key=_standing, default=None)
+
+
+def _standing(entry: Entry) -> tuple[float, float]:
+    """Return what `best_of` compares: minus the excess over the target, then accuracy, less what its compute costs."""
+    target, price = entry.rows[0]["target"], entry.rows[0]["price"]
+    accuracy, compute = entry.mean("val_accuracy"), entry.mean("val_compute")
+    if target is None:
+        return 0.0, accuracy - price * compute
+    excess = compute - target
+    return (0.0 if excess <= TOLERANCE else -excess), accuracy
 
 
 def areas(entries: Sequence[Entry]) -> list[Row]:
     """Return each method's mean accuracy over the range of compute that all of them cover; none with one budget."""
-    methods = [[e for e in entries if e.method == name] for name in METHODS if any(e.method == name for e in entries)]
+    names = dict.fromkeys(e.method for e in entries if e.learned)
+    methods = [[e for e in entries if e.method == name] for name in names]
     several = [of for of in methods if len(of) > 1 and all(e.correct is not None for e in of)]
     if not several:
         return []

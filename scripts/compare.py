@@ -1,5 +1,6 @@
 """`skipgym compare`: methods on equal terms."""
 
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +10,7 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from ..referee.compare import Content, compare
+from ..referee.compare import CellsFailedError, Content, compare
 from ..referee.plan import CompareConfig
 
 
@@ -27,7 +28,11 @@ class Config(CompareConfig):
 def main(arguments: list[str]) -> int:
     """Run the command."""
     config = tyro.cli(Config, args=arguments, prog="skipgym compare")
-    content = compare(config, config.out, command=["skipgym", "compare", *arguments])
+    try:
+        content = compare(config, config.out, command=["skipgym", "compare", *arguments])
+    except CellsFailedError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
     show(content, Console())
     for what, name in (("results", "results.json"), ("report", "report.html")):
         print(f"{what:8} {config.out / name}")

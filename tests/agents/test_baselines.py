@@ -1,16 +1,17 @@
 """The policies that a learned one must beat are as good as they can be, at the compute that they are given."""
 
-from itertools import product
+from itertools import pairwise, product
 
 import pytest
 import torch
 
 from skipgym import Controller
 from skipgym.agents import baselines
-from skipgym.agents.baselines import best_static, full_accuracy, random_policy, random_rate
+from skipgym.agents.baselines import best_static, full_accuracy, random_policy, random_rate, static_frontier
 from skipgym.agents.evaluate import measure
 from skipgym.agents.policy import RandomPolicy, StaticPolicy
-from skipgym.envs import make_task
+from skipgym.data import Part
+from skipgym.envs import State, Task, make_task
 
 
 @pytest.fixture
@@ -67,3 +68,115 @@ def test_greedy_search_stays_within_the_budget_and_below_the_exact_one(task, dar
 def test_unreachable_budget_is_told(compute, task, dark_or_bright):
     with pytest.raises(ValueError, match="everything left out"):
         best_static(task, dark_or_bright.policy, compute)
+
+
+# --- the frontier of fixed subsets ---
+
+
+class Ladder(Task):
+    """Images have the levels 0 … 9, and a subset is right on so many of them, from below, as a table says."""
+
+    name = "ladder"
+
+    def __init__(self, backbone, levels, costs):
+        super().__init__(backbone)
+        self.horizon, self.decisions, self.observation_shape, self.least_macs = 3, (2,), (1,), 0
+        self.levels = torch.zeros(2, 2, 2)
+        for subset, count in levels.items():
+            self.levels[tuple(map(int, subset))] = count
+        self.costs = costs
+
+    def begin(self, inputs):
+        level = (inputs.mean((1, 2, 3)) * 0.25 + 0.5) * 10  # of a pixel value, scaled to 0…1
+        return State.start(level.unsqueeze(1), subset=torch.zeros(len(inputs), dtype=torch.long))
+
+    def observe(self, state):
+        return state.features
+
+    def step(self, state, choice):
+        position = state.position
+        subset = 2 * state.memory["subset"] + choice.weight(1).long()
+        state = state.advance(
+            state.features, macs=choice.cost([0, self.costs[position] * self.full_macs]), subset=subset
+        )
+        if state.position < 3:
+            return state
+        right = state.features[:, 0] < self.levels.flatten()[subset]
+        return state.finish(torch.stack([~right, right], 1).float())
+
+
+ADDITIVE = {"100": 4, "010": 3, "001": 2, "110": 7, "101": 6, "011": 5, "111": 9}
+
+
+def of_levels(count):
+    """Return images of the levels 0 … 9 in turn, all of class 1."""
+    pixels = (torch.arange(count) % 10 * 25.5 + 5).byte()
+    return Part(pixels.view(-1, 1, 1, 1).expand(-1, 1, 8, 8).contiguous(), torch.ones(count, dtype=torch.long))
+
+
+def frontier(backbone, levels, costs, count=300):
+    points = static_frontier(Ladder(backbone, levels, costs), of_levels(count))
+    return [("".join(map(str, p.path)), pytest.approx(p.compute), pytest.approx(p.accuracy)) for p in points]
+
+
+def test_static_frontier_is_the_convex_hull_of_all_subsets(small_backbone):
+    # 010 and 001 lie below 100, 101 and 011 below the line from 110 to 111; slopes 4, 1.5, 0.67. 300 images are
+    # two batches.
+    assert frontier(small_backbone, ADDITIVE, (0.1, 0.2, 0.3)) == [
+        ("000", 0.0, 0.0),
+        ("100", 0.1, 0.4),
+        ("110", 0.3, 0.7),
+        ("111", 0.6, 0.9),
+    ]
+
+
+def test_point_below_the_line_between_its_neighbours_is_no_frontier(small_backbone):
+    # 100 gains a tenth for 0.1, 110 seven for 0.3: a mixture of nothing and 110 is better than 100.
+    levels = ADDITIVE | {"100": 1, "101": 1}
+    assert [path for path, *_ in frontier(small_backbone, levels, (0.1, 0.2, 0.3))] == ["000", "110", "111"]
+
+
+def test_frontier_ends_where_executing_more_does_not_help(small_backbone):
+    levels = ADDITIVE | {"101": 2, "011": 1, "111": 7}
+    assert [path for path, *_ in frontier(small_backbone, levels, (0.1, 0.2, 0.3))] == ["000", "100", "110"]
+
+
+def test_frontier_starts_at_the_best_of_the_cheapest(small_backbone):
+    # The first piece costs nothing and helps: leaving it out is dominated.
+    assert frontier(small_backbone, ADDITIVE, (0.0, 0.2, 0.3))[0] == ("100", 0.0, 0.4)
+
+
+HIDDEN = {"000": 0, "001": 6, "010": 2, "100": 3, "011": 5, "101": 5, "110": 8, "111": 9}
+"""Removing the least missed piece leads over 110 to 100, and never to 001, which is twice as good."""
+
+
+def test_few_pieces_are_searched_exactly_and_many_greedily(small_backbone, monkeypatch):
+    exact = [("000", 0.0, 0.0), ("001", 0.1, 0.6), ("110", 0.2, 0.8), ("111", 0.3, 0.9)]
+    assert frontier(small_backbone, HIDDEN, (0.1, 0.1, 0.1)) == exact
+    monkeypatch.setattr(baselines, "EXHAUSTIVE", 2)
+    greedy = [("000", 0.0, 0.0), ("110", 0.2, 0.8), ("111", 0.3, 0.9)]  # 100, at 0.3, lies below the line to 110
+    assert frontier(small_backbone, HIDDEN, (0.1, 0.1, 0.1)) == greedy
+
+
+def test_frontier_is_concave_and_is_what_a_controller_measures(task, dark_or_bright):
+    points = static_frontier(task, dark_or_bright.policy)
+    slopes = [(b.accuracy - a.accuracy) / (b.compute - a.compute) for a, b in pairwise(points)]
+    assert slopes == sorted(slopes, reverse=True)
+    assert all(slope > 0 for slope in slopes)
+    assert points[0].compute == pytest.approx(task.least_macs / task.full_macs)
+    for point in points:
+        measured = measure(Controller(task, StaticPolicy(point.path, 1)), dark_or_bright.policy)
+        assert (measured.accuracy, measured.compute) == pytest.approx((point.accuracy, point.compute))
+
+
+def test_frontier_looks_at_no_more_images_than_it_may(small_backbone):
+    task, part = Ladder(small_backbone, ADDITIVE, (0.1, 0.2, 0.3)), of_levels(40)
+    few = static_frontier(task, part, images=7)
+    expected = static_frontier(task, part.subset(7))
+    assert few == expected != static_frontier(task, part)
+
+
+def test_frontier_of_more_than_two_options_is_refused(task, dark_or_bright):
+    task.decisions = (3,)
+    with pytest.raises(ValueError, match="expected decisions of two options"):
+        static_frontier(task, dark_or_bright.policy)

@@ -1,6 +1,8 @@
 """The commands, called as a user calls them."""
 
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -100,6 +102,12 @@ def test_run_in_use_is_refused_before_any_work(run, capsys):
     assert main(["train", "--out", str(run)]) == 1
     assert "new or empty" in capsys.readouterr().err
     assert {path: path.stat().st_mtime_ns for path in run.rglob("*")} == before
+
+
+def test_package_runs_as_a_module():
+    called = subprocess.run([sys.executable, "-m", "skipgym", "--help"], capture_output=True, text=True, timeout=60)
+    assert called.returncode == 0, called.stderr
+    assert all(f"  {command} " in called.stdout for command in COMMANDS)
 
 
 def test_usage_names_every_command(capsys):
