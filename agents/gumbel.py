@@ -82,7 +82,7 @@ class ConvNetAIG(Gumbel):
     """
 
     agent = "convnet-aig"
-    options: AIGOptions = AIGOptions()
+    options: AIGOptions = AIGOptions()  # pyright: ignore[reportIncompatibleVariableOverride]
 
     def begin(self, setting: Setting) -> None:
         super().begin(setting)

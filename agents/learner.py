@@ -101,18 +101,20 @@ class Learner(ABC):
         return  # most can
 
 
+Class = TypeVar("Class", bound=type[Learner])
+
 _LEARNERS: dict[str, tuple[type[Learner], str]] = {}
 _OURS = ("sb3", "reinforce", "gumbel", "skipnet", "path_table", "imitate")
 
 
-def register_agent(name: str, description: str) -> Callable[[type[Learner]], type[Learner]]:
+def register_agent(name: str, description: str) -> Callable[[Class], Class]:
     """Register a learner under a name.
 
     Raises:
         ValueError: If the name is taken.
     """
 
-    def register(learner: type[Learner]) -> type[Learner]:
+    def register(learner: Class) -> Class:
         if name in _LEARNERS:
             raise ValueError(f"agent name: expected a new one, got {name!r}, which is taken. Choose another.")
         _LEARNERS[name] = (learner, description)

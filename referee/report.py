@@ -29,7 +29,7 @@ def write_report(content: dict[str, Any], path: Path) -> None:
 
 def template() -> str:
     """Return the page without results."""
-    return (files(__package__) / "report.html").read_text(encoding="utf-8")
+    return (files("skipgym.referee") / "report.html").read_text(encoding="utf-8")
 
 
 def fill(page: str, content: Mapping[str, Any]) -> str:

@@ -36,6 +36,12 @@ class Entry:
         return self.rows[0]["method"]
 
     @property
+    def kept(self) -> Tensor:
+        """`correct`, of a method that keeps it, as all learned ones do."""
+        assert self.correct is not None
+        return self.correct
+
+    @property
     def budget(self) -> str:
         return self.rows[0]["budget"]
 
@@ -100,8 +106,7 @@ def summarise(entry: Entry, statics: Statics | None) -> Row:
 
 def gain(entry: Entry, statics: Statics) -> Interval:
     """Return how much more often a method is right than fixed subsets at its own compute."""
-    assert entry.correct is not None
-    return paired_difference(entry.correct, statics.at(float(entry.compute.mean()), len(entry.rows)))
+    return paired_difference(entry.kept, statics.at(float(entry.compute.mean()), len(entry.rows)))
 
 
 def verdicts(entries: Sequence[Entry], statics: Statics | None) -> list[str]:
@@ -147,14 +152,14 @@ def areas(entries: Sequence[Entry]) -> list[Row]:
     """Return each method's mean accuracy over the range of compute that all of them cover; none with one budget."""
     names = dict.fromkeys(e.method for e in entries if e.learned)
     methods = [[e for e in entries if e.method == name] for name in names]
-    several = [of for of in methods if len(of) > 1 and all(e.correct is not None for e in of)]
+    several = [of for of in methods if len(of) > 1]
     if not several:
         return []
     low = max(min(float(e.compute.max()) for e in of) for of in several)
     high = min(max(float(e.compute.min()) for e in of) for of in several)
     if low >= high:
         return []
-    found = [area_interval([(e.compute, e.correct) for e in of], low, high) for of in several]
+    found = [area_interval([(e.compute, e.kept) for e in of], low, high) for of in several]
     return [
         {"method": of[0].method, **asdict(interval), "from": low, "to": high}
         for of, interval in zip(several, found, strict=True)
@@ -162,7 +167,7 @@ def areas(entries: Sequence[Entry]) -> list[Row]:
 
 
 def _verdict(a: Entry, b: Entry) -> str:
-    difference = paired_difference(a.correct, b.correct)  # pyright: ignore[reportArgumentType] - learned ones keep it
+    difference = paired_difference(a.kept, b.kept)
     return verdict(a.method, b.method, difference, float(a.compute.mean()), float(b.compute.mean()))
 
 

@@ -46,7 +46,7 @@ class Exits(Task):
 class Parts(Exits):
     """The same, but rows that go on and rows that do not come back as two cohorts."""
 
-    def step(self, state, choice):
+    def step(self, state, choice):  # pyright: ignore[reportIncompatibleMethodOverride]
         after = super().step(state, choice)
         return [after, after.select(torch.tensor([], dtype=torch.long))]
 
@@ -181,10 +181,10 @@ def enumerated(loss, a, b):
     logits = torch.tensor([a, b], dtype=torch.double, requires_grad=True)
     p = logits.sigmoid()
     ways = product((0.0, 1.0), repeat=2)
-    expected = sum(
+    chances = [
         (p[0] if g else 1 - p[0]) * (p[1] if h else 1 - p[1]) * loss(torch.tensor(g), torch.tensor(h)) for g, h in ways
-    )
-    return torch.autograd.grad(expected, logits)[0]
+    ]
+    return torch.autograd.grad(torch.stack(chances).sum(), logits)[0]
 
 
 def table(g, h):

@@ -53,14 +53,14 @@ def twenty():
 
 
 def test_examples_are_those_that_took_least_and_most(twenty):
-    found = examples(*twenty, ("even", "odd"))
+    found = examples(twenty[0], twenty[1], ("even", "odd"))
     shares = torch.arange(20) / 20
     assert [e["compute"] for e in found["easiest"]] == shares[:EXAMPLES].tolist()
     assert [e["compute"] for e in found["hardest"]] == shares.flip(0)[:EXAMPLES].tolist()
 
 
 def test_example_tells_of_one_image(twenty):
-    first = examples(*twenty, ("even", "odd"))["easiest"][1]  # 7 · 3 = 1 modulo 20: the fourth image
+    first = examples(twenty[0], twenty[1], ("even", "odd"))["easiest"][1]  # 7 · 3 = 1 modulo 20: the fourth image
     assert (first["label"], first["answer"], first["path"]) == ("odd", "even", [3, -1])
     assert set(np.asarray(decoded(first["png"])).flatten()) == {3}
 

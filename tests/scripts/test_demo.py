@@ -5,6 +5,7 @@ import json
 import pytest
 
 from skipgym import Controller
+from skipgym.agents.policy import GatePolicy
 from skipgym.envs import make_task
 from skipgym.scripts import demo
 
@@ -48,6 +49,7 @@ def test_second_demo_leaves_the_first_alone(small, tmp_path):
 def test_controller_that_changed_on_the_way_is_told(small, tmp_path, monkeypatch):
     def other(path):
         controller = load(path)
+        assert isinstance(controller.policy, GatePolicy)
         controller.policy.shift = 16.0 if controller.policy.shift < 0 else -16.0
         return controller
 
