@@ -27,7 +27,7 @@ class Config:
     """Directory for everything that the demo leaves. A stopped demo goes on; beside a finished one the next number."""
     seeds: int = 3
     """Trainings of each method."""
-    images: int = 80_000
+    images: int = 100_000
     """Budget of a training: the backbone's MACs of so many images with everything executed."""
     compute: float = 0.49
     """Share of the full network's MACs to stay within, policy included."""
@@ -47,6 +47,7 @@ def main(arguments: list[str]) -> int:
         seeds=config.seeds,
         images=config.images,
         num_envs=512,
+        hidden=16,  # small gates: on so small a network larger ones cost as much as a block, and learn digits by heart
         oracle_images=100,
         workers=config.workers,
     )
