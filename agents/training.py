@@ -168,7 +168,7 @@ def meet(controller: Controller, part: Part, compute: float) -> None:
             policy.shift = 0.0
 
 
-def price_for(controller: Controller, part: Part, compute: float, *, images: int = 2000) -> float:
+def price_for(controller: Controller, part: Part, compute: float, *, images: int = 5000) -> float:
     """Return the lowest price at which a policy that is told it spends no more than a share of the full MACs."""
     part = part.subset(images)
 
@@ -183,7 +183,7 @@ def price_for(controller: Controller, part: Part, compute: float, *, images: int
     return _lowest(spent, compute, 0.0 if high == 1 else high / 2, high)
 
 
-def shift_for(controller: Controller, part: Part, compute: float, *, images: int = 2000, most: float = 16.0) -> float:
+def shift_for(controller: Controller, part: Part, compute: float, *, images: int = 5000, most: float = 16.0) -> float:
     """Return the largest shift of a gate, within ±`most`, at which it spends no more than a share of the full MACs."""
     part, policy = part.subset(images), copy.copy(controller.policy)
     assert isinstance(policy, GatePolicy)
