@@ -27,7 +27,7 @@ class Config:
     """Directory for everything that the demo leaves. A stopped demo goes on; beside a finished one the next number."""
     seeds: int = 3
     """Trainings of each method."""
-    images: int = 100_000
+    images: int = 60_000
     """Budget of a training: the backbone's MACs of so many images with everything executed."""
     compute: float = 0.49
     """Share of the full network's MACs to stay within, policy included."""
@@ -51,7 +51,7 @@ def main(arguments: list[str]) -> int:
         oracle_images=100,
         workers=config.workers,
     )
-    console.print("1  backbone: ResNet-20 on noisy digits, trained on first use (about a minute)")
+    console.print("1  backbone: ResNet-20 on noisy digits, trained on first use (about half a minute)")
     task, data = prepared(plan)
     console.print(f"2  PPO and Gumbel gates decide before each of {task.horizon} blocks; rivals without training")
     content = compare(plan, out, command=["skipgym", "demo", *arguments])
