@@ -127,7 +127,7 @@ class Cell:
             agent=how.agent,
             price=how.priced or (0.0 if first.price is None else first.price),
             target_compute=None if how.priced else first.target,
-            images=round(config.images * max(3, 1 / (first.target or 1))),  # the MACs end it first
+            images=10 * config.images,  # the MACs end it first
             train_macs=float(config.images * full_macs),
             num_envs=config.num_envs,
             hidden=config.hidden,
