@@ -94,7 +94,6 @@ def summarise(entry: Entry, statics: Statics | None) -> Row:
         "train_backbone_macs": entry.mean("train_backbone_macs"),
         "train_seconds": entry.mean("train_seconds"),
         "joint": any(row["joint"] for row in entry.rows),
-        "note": first.get("note"),
     }
     if learned and statics is not None and entry.correct is not None:
         figures["static_gain"] = asdict(gain(entry, statics))
