@@ -139,11 +139,8 @@ def check_budget(task: Task, compute: float) -> None:
 
 def _best_of_all(task: Task, part: Part, compute: float) -> Path:
     """Return the best of all subsets that fit; of equals the cheapest."""
-    paths = list(product((0, 1), repeat=len(task.pieces)))
-    table = outcomes(task, part.images, part.labels, paths)
-    accuracy, macs = table.correct.double().mean(0).tolist(), table.macs.tolist()
-    fitting = [i for i in range(len(paths)) if macs[i] <= compute * task.full_macs]
-    return paths[max(fitting, key=lambda i: (accuracy[i], -macs[i]))]
+    points = _points(task, part, list(product((0, 1), repeat=len(task.pieces))))
+    return max((p for p in points if p.compute <= compute), key=lambda p: (p.accuracy, -p.compute)).path
 
 
 class _Search:

@@ -1,5 +1,6 @@
 """Reaching a compute target: a Lagrange multiplier as the price."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 
@@ -43,3 +44,19 @@ class Lagrange:
         self.integral = max(0.0, self.integral + self.rate * excess * (progress - self._progress))
         self._progress = progress
         return max(0.0, self.integral + self.proportional * excess)
+
+
+def lowest_price(spent: Callable[[float], float], limit: float, *, steps: int = 12) -> float:
+    """Return about the lowest price, up to a thousand or so, at which no more than the limit is spent."""
+    low, high = 0.0, 1.0
+    while spent(high) > limit and high < 1e3:
+        low, high = high, 2 * high
+    return lowest(spent, limit, low, high, steps=steps)
+
+
+def lowest(spent: Callable[[float], float], limit: float, low: float, high: float, *, steps: int = 12) -> float:
+    """Return about the lowest value from `low` to `high` at which no more than the limit is spent."""
+    for _ in range(steps):
+        middle = (low + high) / 2
+        low, high = (middle, high) if spent(middle) > limit else (low, middle)
+    return high

@@ -26,6 +26,7 @@ from ..envs.outcomes import Path, outcomes
 from ..envs.rollout import follow
 from ..envs.state import State
 from ..envs.task import Task
+from .budget import lowest_price
 from .gate import Gate
 from .learner import Learner, Setting, read_options, register_agent
 from .monitor import Monitor
@@ -81,7 +82,7 @@ class Imitate(Learner):
             raise ValueError(f"imitate: expected a single price, got the range {setting.price}. Train once for each.")
         torch.manual_seed(setting.seed)
         task, monitor, generator = setting.task, setting.monitor, torch.Generator().manual_seed(setting.seed)
-        gate = Gate(setting.layout, task.decisions, hidden=setting.hidden).to(task.device)
+        gate = setting.gate()
         policy, target = GatePolicy(gate), setting.lagrange.target if setting.lagrange else None
         table = tabulate(setting, options, generator)
         price = setting.price
@@ -157,13 +158,7 @@ def _worth(
 
 def price_of(table: Table, target: float) -> float:
     """Return the lowest price at which the best paths cost no more than a target, on average."""
-    low, high = 0.0, 1.0
-    while table.best_compute(high) > target and high < 1e3:
-        low, high = high, 2 * high
-    for _ in range(20):
-        middle = (low + high) / 2
-        low, high = (middle, high) if table.best_compute(middle) > target else (low, middle)
-    return high
+    return lowest_price(table.best_compute, target, steps=20)
 
 
 @dataclass(frozen=True)

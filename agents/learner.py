@@ -17,6 +17,7 @@ from ..envs.observation import Layout
 from ..envs.rewards import Reward
 from ..envs.task import Task
 from .budget import Lagrange
+from .gate import Gate
 from .monitor import Monitor
 from .policy import Policy
 
@@ -61,6 +62,11 @@ class Setting:
     def layout(self) -> Layout:
         """The layout of the observations."""
         return Layout.of(self.task, priced=isinstance(self.price, Sequence))
+
+    def gate(self, *, recurrent: bool = False) -> Gate:
+        """Return a new gate, the same architecture for every learner."""
+        gate = Gate(self.layout, self.task.decisions, hidden=self.hidden, recurrent=recurrent)
+        return gate.to(self.task.device)
 
     def engine(self, *, policy_macs: int) -> Engine:
         """Return the environment to train in, seeded."""

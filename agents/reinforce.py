@@ -124,7 +124,7 @@ class Reinforce(Learner):
         options = read_options(ReinforceOptions(), setting.agent_options, "reinforce")
         setting = replace(setting, num_envs=min(setting.num_envs, options.batch_size))
         torch.manual_seed(setting.seed)
-        gate = Gate(setting.layout, setting.task.decisions, hidden=setting.hidden).to(setting.task.device)
+        gate = setting.gate()
         policy = GatePolicy(gate)
         engine = setting.engine(policy_macs=policy.macs)
         gate.trunk.fit(setting.observations(engine))

@@ -13,7 +13,7 @@ from ..envs.rollout import Relaxed, relax
 from ..envs.state import State
 from ..envs.tally import Tally
 from ..envs.task import Task
-from .gate import Gate
+from .gate import Gate, open_wide
 from .learner import Learner, Setting
 from .policy import GatePolicy, check_logits
 
@@ -174,7 +174,8 @@ class RelaxedLearner(Learner):
         self.begin(setting)
         setting = replace(setting, num_envs=min(setting.num_envs, self.batch_size))
         torch.manual_seed(setting.seed)
-        gate = open_gate(setting, recurrent=self.recurrent)
+        gate = setting.gate(recurrent=self.recurrent)
+        open_wide(gate.head, setting.task.decisions)
         policy, monitor, task = GatePolicy(gate), setting.monitor, setting.task
         engine = setting.engine(policy_macs=policy.macs)
         gate.trunk.fit(setting.observations(engine))
@@ -192,14 +193,6 @@ class RelaxedLearner(Learner):
                 engine.set_price(setting.lagrange.update(trial.compute.mean().item(), monitor.done_share))
             monitor.validate(policy)
         return policy
-
-
-def open_gate(setting: Setting, *, recurrent: bool = False, bias: float = 2.0) -> Gate:
-    """Return a new gate that begins near the full network: `bias` is added to the logit of each last option."""
-    gate = Gate(setting.layout, setting.task.decisions, hidden=setting.hidden, recurrent=recurrent)
-    with torch.no_grad():
-        gate.head.bias[torch.tensor(setting.task.decisions).cumsum(0) - 1] += bias
-    return gate.to(setting.task.device)
 
 
 def attempt(task: Task, gate: Gate, dealt: tuple[State, Tensor, Tensor], draw: Draw) -> Trial:

@@ -18,12 +18,9 @@ from ..envs.engine import Engine
 from ..envs.observation import Layout
 from ..envs.sb3_env import SkipSB3Env
 from ..envs.task import Task
-from .gate import Gate, make_trunk
+from .gate import make_trunk, open_wide
 from .learner import Learner, Setting, register_agent
 from .policy import GatePolicy
-
-OPEN_BIAS = 2.0
-"""Added to the logit of each part's last option at the start, so that training begins near the full network."""
 
 
 class TrunkExtractor(BaseFeaturesExtractor):
@@ -113,8 +110,7 @@ def extract(model: BaseAlgorithm, setting: Setting, recurrent: bool | None = Non
 
 
 def _blank(setting: Setting, recurrent: bool) -> GatePolicy:
-    gate = Gate(setting.layout, setting.task.decisions, hidden=setting.hidden, recurrent=recurrent)
-    return GatePolicy(gate.to(setting.task.device))
+    return GatePolicy(setting.gate(recurrent=recurrent))
 
 
 def _actor(model: BaseAlgorithm) -> tuple[nn.Module, nn.Linear]:
@@ -136,10 +132,7 @@ def _open(model: BaseAlgorithm, decisions: tuple[int, ...]) -> None:
     """Let the actor begin near the full network."""
     if isinstance(model, DQN):
         return
-    _, head = _actor(model)
-    last = torch.tensor(decisions).cumsum(0) - 1
-    with torch.no_grad():
-        head.bias[last] += OPEN_BIAS
+    open_wide(_actor(model)[1], decisions)
 
 
 def _ppo(setting: Setting) -> dict[str, Any]:

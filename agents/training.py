@@ -2,7 +2,7 @@
 
 import copy
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -15,7 +15,7 @@ from ..envs.engine import Price
 from ..envs.rewards import Reward, make_reward
 from ..envs.task import Task, make_task, task_class
 from .baselines import check_budget, full_accuracy
-from .budget import Lagrange
+from .budget import Lagrange, lowest, lowest_price
 from .controller import Controller
 from .evaluate import Measured, measure, result_row, write_results
 from .learner import Setting, make_learner
@@ -24,8 +24,8 @@ from .policy import GatePolicy
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainConfig:
-    """One training run."""
+class Subject:
+    """What is trained on: a task, its backbone, data."""
 
     task: str = "layer-skip"
     """Registered name; see `skipgym list`."""
@@ -35,6 +35,14 @@ class TrainConfig:
     """A name, an ImageFolder directory, or an .npz in MedMNIST layout."""
     weights: Path | None = None
     """The backbone's checkpoint; the embedded data's backbone is trained on first use."""
+    task_options: dict[str, int | float | str] = field(default_factory=dict)
+    """Options of the task."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig(Subject):
+    """One training run."""
+
     agent: str = "ppo"
     """The learner."""
     price: float | tuple[float, float] = 0.3
@@ -58,8 +66,6 @@ class TrainConfig:
     """Of the policy's images; auto is strong where the backbone has seen them, else light."""
     seed: int = 0
     """Of everything random."""
-    task_options: dict[str, int | float | str] = field(default_factory=dict)
-    """Options of the task."""
     agent_options: dict[str, int | float | str] = field(default_factory=dict)
     """Options of the learner that differ from its defaults."""
 
@@ -98,15 +104,15 @@ class Trained:
     history: list[dict[str, float]]
 
 
-def prepare(config: TrainConfig) -> tuple[Task, ImageData]:
+def prepare(subject: Subject) -> tuple[Task, ImageData]:
     """Load data and backbone of a configuration, and build its task.
 
     Raises:
         ValueError: If they do not fit each other.
     """
-    data = find_data(config.data, config.weights)
-    backbone = find_backbone(config.backbone, data, config.weights)
-    task = make_task(config.task, backbone, **config.task_options)
+    data = find_data(subject.data, subject.weights)
+    backbone = find_backbone(subject.backbone, data, subject.weights)
+    task = make_task(subject.task, backbone, **subject.task_options)
     check_fit(task, data)
     return task, data
 
@@ -177,10 +183,7 @@ def price_for(controller: Controller, part: Part, compute: float, *, images: int
 
     if spent(0.0) <= compute:
         return 0.0
-    high = 1.0
-    while spent(high) > compute and high < 1e3:
-        high *= 2
-    return _lowest(spent, compute, 0.0 if high == 1 else high / 2, high)
+    return lowest_price(spent, compute)
 
 
 def shift_for(controller: Controller, part: Part, compute: float, *, images: int = 5000, most: float = 16.0) -> float:
@@ -193,15 +196,7 @@ def shift_for(controller: Controller, part: Part, compute: float, *, images: int
         policy.shift = -down
         return measure(shifted, part).compute
 
-    return most if spent(-most) <= compute else -_lowest(spent, compute, -most, most)
-
-
-def _lowest(spent: Callable[[float], float], limit: float, low: float, high: float) -> float:
-    """Return about the lowest value from `low` to `high` at which no more than the limit is spent."""
-    for _ in range(12):
-        middle = (low + high) / 2
-        low, high = (middle, high) if spent(middle) > limit else (low, middle)
-    return high
+    return most if spent(-most) <= compute else -lowest(spent, compute, -most, most)
 
 
 def claim(out: Path) -> None:

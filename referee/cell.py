@@ -121,7 +121,7 @@ class Bench:
             name = "oracle" if bound.kind == "label" else "oracle-agree"
             row = self._row(cell, Budget(target=bound.target), _measured(bound), part)
             rows.append(row | {"method": name, "exact": bound.exact, "paths": bound.paths, "note": bound.meaning})
-        return rows, {"nothing": torch.zeros(1)}
+        return rows, {}
 
     def _row(self, cell: Cell, budget: Budget, test: Measured, part: Part) -> Row:
         row = result_row(

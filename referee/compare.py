@@ -1,6 +1,7 @@
 """Run a comparison: cells side by side, finished ones never again; then figures, verdicts, report."""
 
 import os
+import pickle
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -15,7 +16,7 @@ import torch
 
 from ..agents.baselines import check_budget, full_accuracy
 from ..agents.evaluate import versions, write_results
-from ..agents.training import TrainConfig, prepare
+from ..agents.training import prepare
 from ..data import ImageData
 from ..envs.task import Task
 from .cell import Bench
@@ -66,7 +67,7 @@ def compare(
     """
     given = task is not None
     if task is None or data is None:
-        task, data = prepared(config)
+        task, data = prepare(config)
     check_methods(config.agents, task)
     for target in config.targets:
         check_budget(task, target)
@@ -141,19 +142,6 @@ def collect(ledger: Ledger, finished: Sequence[Cell]) -> tuple[list[Entry], Stat
     return entries, statics
 
 
-def prepared(config: CompareConfig) -> tuple[Task, ImageData]:
-    """Load what a comparison is about; embedded data's backbone is trained on first use."""
-    return prepare(
-        TrainConfig(
-            task=config.task,
-            backbone=config.backbone,
-            data=config.data,
-            weights=config.weights,
-            task_options=config.task_options,
-        )
-    )
-
-
 Outcome = tuple[Cell, Exception | None]
 
 
@@ -169,8 +157,9 @@ def _here(bench: Bench, todo: Sequence[Cell], ledger: Ledger) -> Iterator[Outcom
 def _side_by_side(config: CompareConfig, bench: Bench, todo: Sequence[Cell], ledger: Ledger) -> Iterator[Outcome]:
     pool = ProcessPoolExecutor(config.workers, get_context("spawn"), _begin_worker)
     with pool:
+        pickled = pickle.dumps(config)
         futures = {
-            pool.submit(_in_worker, config, bench.full_accuracy, cell, ledger.directory(cell)): cell for cell in todo
+            pool.submit(_in_worker, pickled, bench.full_accuracy, cell, ledger.directory(cell)): cell for cell in todo
         }
         try:
             for future in as_completed(futures):
@@ -196,27 +185,14 @@ def _end_with_parent() -> None:
     os._exit(1)
 
 
-def _in_worker(config: CompareConfig, accuracy: float, cell: Cell, directory: Path) -> None:
-    task, data = _loaded(_Once(config))
-    Bench(config, task, data, accuracy).run(cell, directory)
-
-
-class _Once:
-    """A configuration as a key of a cache: equal to any other one in the same process."""
-
-    def __init__(self, config: CompareConfig):
-        self.config = config
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Once)
-
-    def __hash__(self) -> int:
-        return 0
+def _in_worker(config: bytes, accuracy: float, cell: Cell, directory: Path) -> None:
+    Bench(pickle.loads(config), *_loaded(config), accuracy).run(cell, directory)
 
 
 @lru_cache(maxsize=1)
-def _loaded(once: _Once) -> tuple[Task, ImageData]:
-    return prepared(once.config)
+def _loaded(config: bytes) -> tuple[Task, ImageData]:
+    """Return task and data of a pickled configuration, loaded once in each worker."""
+    return prepare(pickle.loads(config))
 
 
 def _notes(config: CompareConfig, entries: Sequence[Entry]) -> list[str]:
@@ -231,11 +207,7 @@ def _notes(config: CompareConfig, entries: Sequence[Entry]) -> list[str]:
         "static_gain: accuracy minus that of fixed subsets at the same compute, a mixture of the two neighbours on "
         "their frontier.",
     ]
-    return notes + [row["note"] for e in entries for row in e.rows[:1] if row.get("note") and e is _first(entries, e)]
-
-
-def _first(entries: Sequence[Entry], entry: Entry) -> Entry:
-    return next(e for e in entries if e.method == entry.method)
+    return notes + list(dict.fromkeys(row["note"] for e in entries for row in e.rows if row.get("note")))
 
 
 def _hparams(out: Path, rows: Sequence[Row]) -> None:

@@ -3,43 +3,21 @@
 import hashlib
 import json
 import math
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
+from dataclasses import asdict, dataclass
 from typing import Any
 
-from ..agents.training import TrainConfig
-from .methods import UNTRAINED, method
+from ..agents.training import Subject, TrainConfig
+from .methods import METHODS, UNTRAINED, method
 
-DEFAULT_AGENTS = (
-    "gumbel",
-    "convnet-aig",
-    "skipnet",
-    "skipnet-recurrent",
-    "ppo",
-    "ppo-priced",
-    "recurrent-ppo",
-    "a2c",
-    "dqn",
-    "reinforce",
-    "imitate",
-    "path-table",
-)
+DEFAULT_AGENTS = tuple(METHODS)
 REVISION = 1
 """Of what a cell computes; raise it when results may change."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class CompareConfig:
+class CompareConfig(Subject):
     """Methods on one task, backbone, observation, gate architecture and budget of backbone MACs in training."""
 
-    task: str = "layer-skip"
-    """Registered name; see `skipgym list`."""
-    backbone: str = "resnet20"
-    """Registered name."""
-    data: str = "digits"
-    """A name, an ImageFolder directory, or an .npz in MedMNIST layout."""
-    weights: Path | None = None
-    """The backbone's checkpoint; the embedded data's backbone is trained on first use."""
     agents: tuple[str, ...] = DEFAULT_AGENTS
     """Methods to train; full, random, static and oracle are always compared."""
     targets: tuple[float, ...] = (0.4, 0.5, 0.65)
@@ -60,8 +38,6 @@ class CompareConfig:
     """Paths that the oracle looks at, at most: exact where there are no more."""
     workers: int = 2
     """Processes side by side, with one thread each."""
-    task_options: dict[str, int | float | str] = field(default_factory=dict)
-    """Options of the task."""
 
     def __post_init__(self) -> None:
         """Check what needs neither data nor weights."""

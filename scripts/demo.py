@@ -10,8 +10,9 @@ from rich.console import Console
 
 from ..agents.controller import Controller
 from ..agents.evaluate import measure
+from ..agents.training import prepare
 from ..data import ImageData
-from ..referee.compare import compare, prepared
+from ..referee.compare import compare
 from ..referee.plan import CompareConfig
 from .compare import show
 
@@ -52,7 +53,7 @@ def main(arguments: list[str]) -> int:
         workers=config.workers,
     )
     console.print("1  backbone: ResNet-20 on noisy digits, trained on first use (about half a minute)")
-    task, data = prepared(plan)
+    task, data = prepare(plan)
     console.print(f"2  PPO and Gumbel gates decide before each of {task.horizon} blocks; rivals without training")
     content = compare(plan, out, command=["skipgym", "demo", *arguments])
     console.print("3  results on test data")

@@ -17,8 +17,8 @@ def small(monkeypatch, tiny_backbone, tiny_images):
     def prepared(_):
         return make_task("layer-skip", tiny_backbone), tiny_images
 
-    monkeypatch.setattr(demo, "prepared", prepared)
-    monkeypatch.setattr("skipgym.referee.compare.prepared", prepared)
+    monkeypatch.setattr(demo, "prepare", prepared)
+    monkeypatch.setattr("skipgym.referee.compare.prepare", prepared)
 
 
 def arguments(out, images=100):
