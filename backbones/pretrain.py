@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 EMBEDDED = {
     "digits": Recipe(epochs=60, batch_size=64, stochastic_depth=0.05),
     "noisy-digits": Recipe(epochs=10, batch_size=64, stochastic_depth=0.25),
+    "cluttered-digits": Recipe(epochs=4, batch_size=64, stochastic_depth=0.5, depth_schedule="inner", spare_hard=3),
 }
 """Data that comes with skipgym, and how its backbones are trained on first use: half a minute.
 

@@ -45,6 +45,10 @@ class Recipe:
     depth_schedule: Literal["linear", "uniform", "inner"] = "linear"
     """linear: block l of L is left out with l/L times stochastic_depth. uniform: all with the same probability. inner:
     likewise, but blocks that change the shape always run."""
+    spare_hard: float = 0.0
+    """0: blocks are left out of every image alike. Above: only of a share p^spare_hard of the images, where p is what the
+    full path gives their labels; the others run in full. So hard images come to need depth that easy ones do not, and
+    what to skip depends on the input. Costs one more forward pass."""
     distill: float = 0.0
     """0: the skipped path learns from the labels. Above: the full path does, and the skipped path learns from the full
     one's soft labels, with this weight of their KL divergence. Costs twice the time."""
@@ -62,12 +66,14 @@ class Recipe:
         _check("lr", self.lr, 0 < self.lr < math.inf, "a number above 0")
         for name in ("momentum", "label_smoothing", "stochastic_depth"):
             _check(name, getattr(self, name), 0 <= getattr(self, name) < 1, "a number from 0 to below 1")
-        for name in ("weight_decay", "distill"):
+        for name in ("weight_decay", "distill", "spare_hard"):
             _check(name, getattr(self, name), 0 <= getattr(self, name) < math.inf, "0 or above")
         for name in ("schedule", "depth_schedule", "keep"):
             options = get_args(get_type_hints(Recipe)[name])
             _check(name, getattr(self, name), getattr(self, name) in options, f"one of {', '.join(options)}")
-        _check("distill", self.distill, not self.distill or self.stochastic_depth > 0, "0 without --stochastic-depth")
+        for name in ("distill", "spare_hard"):
+            value = getattr(self, name)
+            _check(name, value, not value or self.stochastic_depth > 0, "0 without --stochastic-depth")
 
     def digest(self) -> str:
         """Return 16 hexadecimal digits that change with the recipe and with the training code's revision."""

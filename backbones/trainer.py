@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterator
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,11 +20,19 @@ Metrics = dict[str, float]
 
 
 class Batch(NamedTuple):
-    """One step's images as the network takes them, their labels, and which blocks run: (N, C, H, W), (N,), (N, L)."""
+    """One step's images as the network takes them, and what is drawn for them.
+
+    Attributes:
+        x: Shape (N, C, H, W).
+        labels: Shape (N,).
+        keep: 1 where a block runs. Shape (N, L).
+        coin: Even in 0…1. Shape (N,).
+    """
 
     x: Tensor
     labels: Tensor
     keep: Tensor
+    coin: Tensor
 
 
 class Trainer:
@@ -126,10 +135,11 @@ class Trainer:
         order = torch.randperm(len(train), generator=generator)
         uniforms = torch.rand((len(train), Augment.draws), generator=generator)
         keep = draw_keep(self.recipe.skip_probabilities(keeps_shape(self.backbone)), len(train), generator)
+        coins = torch.rand(len(train), generator=generator)
         for rows in torch.arange(self.steps * size).split(size):
             images = self.data.augment.apply(train.images[order[rows]], uniforms[rows]).to(self.device)
             labels = train.labels[order[rows]].to(self.device)
-            yield Batch(self.backbone.prepare(images), labels, at_least_two(keep[rows]).to(self.device))
+            yield Batch(self.backbone.prepare(images), labels, keep[rows].to(self.device), coins[rows].to(self.device))
 
     def _train_epoch(self, epoch: int, quiet: bool) -> float:
         self.backbone.train()
@@ -156,12 +166,27 @@ class Trainer:
         return loss
 
     def _loss(self, batch: Batch) -> Tensor:
-        skipped = forward_kept(self.backbone, batch.x, batch.keep) if self.recipe.stochastic_depth else None
-        if skipped is not None and not self.recipe.distill:
-            return F.cross_entropy(skipped, batch.labels, label_smoothing=self.recipe.label_smoothing)
-        full = self.backbone(batch.x)
-        loss = F.cross_entropy(full, batch.labels, label_smoothing=self.recipe.label_smoothing)
-        return loss if skipped is None else loss + self.recipe.distill * soft_label_loss(skipped, full)
+        recipe = self.recipe
+        entropy = partial(F.cross_entropy, target=batch.labels, label_smoothing=recipe.label_smoothing)
+        if not recipe.stochastic_depth:
+            return entropy(self.backbone(batch.x))
+        full = self.backbone(batch.x) if recipe.distill else None
+        keep = batch.keep
+        if recipe.spare_hard:
+            seen = self._glance(batch.x) if full is None else full.detach()
+            keep = spare_hard(keep, seen, batch.labels, batch.coin, power=recipe.spare_hard)
+        skipped = forward_kept(self.backbone, batch.x, at_least_two(keep))
+        if full is None:
+            return entropy(skipped)
+        return entropy(full) + recipe.distill * soft_label_loss(skipped, full)
+
+    @torch.no_grad()
+    def _glance(self, x: Tensor) -> Tensor:
+        """Return what the full path says, without leaving a trace in BatchNorm's statistics."""
+        self.backbone.eval()
+        logits = self.backbone(x)
+        self.backbone.train()
+        return logits
 
     def _checked(self, loss: float, epoch: int) -> float:
         if not np.isfinite(loss):
@@ -187,6 +212,23 @@ def forward_kept(backbone: Backbone, x: Tensor, keep: Tensor) -> Tensor:
     for block, kept in zip(backbone.blocks, keep.unbind(1), strict=True):
         x = route([block.bypass, block.run], x, kept)
     return backbone.head(x)
+
+
+def spare_hard(keep: Tensor, logits: Tensor, labels: Tensor, coin: Tensor, *, power: float) -> Tensor:
+    """Let images run in full, the more likely the less sure the network is of their labels.
+
+    Args:
+        keep: 1 where a block would run. Shape (N, L).
+        logits: Of the full path. Shape (N, classes).
+        labels: Shape (N,).
+        coin: Even in 0…1. Shape (N,).
+        power: An image is skipped in where its coin is below its label's probability to this power.
+
+    Returns:
+        1 where a block runs. Shape (N, L).
+    """
+    ease = logits.softmax(1).gather(1, labels.unsqueeze(1)) ** power
+    return torch.where(coin.unsqueeze(1) < ease, keep, 1)
 
 
 def soft_label_loss(student: Tensor, teacher: Tensor) -> Tensor:

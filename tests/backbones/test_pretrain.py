@@ -223,6 +223,8 @@ class TestMistakes:
             ("stochastic_depth", 1.0, "stochastic_depth: expected a number from 0 to below 1"),
             ("stochastic_depth", -0.1, "stochastic_depth: expected"),
             ("distill", 1.0, "distill: expected 0 without --stochastic-depth"),
+            ("spare_hard", 1.0, "spare_hard: expected 0 without --stochastic-depth"),
+            ("spare_hard", -1.0, "spare_hard: expected 0 or above"),
             ("schedule", "step", "schedule: expected one of one-cycle, cosine, got 'step'"),
             ("image_size", 0, "image_size: expected at least 1 pixel"),
             ("seed", -1, "seed: expected at least 0"),

@@ -17,6 +17,7 @@ from skipgym.backbones.trainer import (
     keeps_shape,
     random_half,
     soft_label_loss,
+    spare_hard,
 )
 from skipgym.data import ImageData, Part
 
@@ -134,7 +135,7 @@ class TestStochasticDepth:
 
     def test_training_runs_as_many_rows_as_were_drawn(self, data):
         learner = trainer(data, Recipe(epochs=1, batch_size=16, stochastic_depth=0.7))
-        expected = sum(batch.keep.sum(0) for batch in learner.batches(0))
+        expected = sum(at_least_two(batch.keep).sum(0) for batch in learner.batches(0))
         rows = count_rows(learner.backbone)
         learner._train_epoch(0, quiet=True)
         assert torch.equal(rows, expected)
@@ -191,7 +192,7 @@ class TestStochasticDepth:
         learner = trainer(data, Recipe(epochs=1, batch_size=16, stochastic_depth=0.9, distill=2.0))
         batch = next(learner.batches(0))
         learner.backbone.train()
-        full, skipped = learner.backbone(batch.x), forward_kept(learner.backbone, batch.x, batch.keep)
+        full, skipped = learner.backbone(batch.x), forward_kept(learner.backbone, batch.x, at_least_two(batch.keep))
         expected = F.cross_entropy(full, batch.labels) + 2 * soft_label_loss(skipped, full)
         assert learner._loss(batch).item() == pytest.approx(expected.item(), rel=1e-5)
 
@@ -204,6 +205,43 @@ class TestStochasticDepth:
         assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
         loss.backward()
         assert teacher.grad is None
+
+
+class TestSparingHardImages:
+    logits = torch.tensor([[0.8, 0.2], [0.5, 0.5]]).log()
+    skipped = torch.zeros(2, 3, dtype=torch.int64)
+
+    def test_an_image_is_skipped_in_where_its_coin_is_below_the_labels_probability_to_the_power(self):
+        coin = torch.tensor([0.63, 0.26])  # 0.8² = 0.64, 0.5² = 0.25
+        keep = spare_hard(self.skipped, self.logits, torch.tensor([0, 0]), coin, power=2)
+        assert keep.tolist() == [[0, 0, 0], [1, 1, 1]]
+
+    def test_what_was_kept_stays_kept(self):
+        drawn = torch.tensor([[1, 0, 1], [0, 1, 0]])
+        keep = spare_hard(drawn, self.logits, torch.tensor([0, 0]), torch.zeros(2), power=3)
+        assert torch.equal(keep, drawn)
+
+    def test_an_image_of_which_the_network_is_surely_wrong_runs_in_full(self):
+        sure = torch.tensor([[100.0, 0.0]])
+        assert spare_hard(self.skipped[:1], sure, torch.tensor([1]), torch.tensor([1e-6]), power=1).tolist() == [[1] * 3]
+
+    @pytest.mark.parametrize("distill", [0.0, 1.0])
+    def test_training_runs_more_blocks_of_hard_images(self, data, distill):
+        recipe = Recipe(epochs=1, batch_size=16, stochastic_depth=0.9, depth_schedule="uniform", distill=distill)
+        even, sparing = trainer(data, recipe), trainer(data, replace(recipe, spare_hard=50.0))
+        counts = [count_rows(learner.backbone) for learner in (even, sparing)]
+        for learner in (even, sparing):
+            learner._train_epoch(0, quiet=True)
+        glance = 0 if distill else 48  # the look at the full path, in evaluation mode
+        assert bool((counts[1] > counts[0] + glance).all())
+
+    def test_looking_at_the_full_path_leaves_the_statistics_of_batchnorm_alone(self, data):
+        learner = trainer(data, Recipe(epochs=1, batch_size=16, stochastic_depth=0.5, spare_hard=3.0))
+        before = weights(learner.backbone)
+        learner.backbone.train()
+        learner._glance(next(learner.batches(0)).x)
+        assert same(weights(learner.backbone), before)
+        assert learner.backbone.training
 
 
 class TestSchedule:

@@ -1,0 +1,107 @@
+"""Cluttered digits: a digit somewhere on a canvas, sometimes amid pieces of others. Easy and hard images by design."""
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from .digits import digits
+from .images import PART_NAMES, Part
+from .registry import register_data
+from .splits import Shares, Source, assemble
+
+COPIES = {"train": 40, "policy": 64, "val": 16, "test": 8}
+"""Canvases made of each digit."""
+
+SHARES = Shares(test=0.25, val=0.15, policy=0.3)
+"""How the digits are split."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Clutter:
+    """What lies on a canvas beside the digit.
+
+    Raises:
+        ValueError: If digit or pieces do not fit.
+    """
+
+    size: int = 12
+    """Height and width of the canvas, in pixels; a digit has 8."""
+    share: float = 0.25
+    """Of the images that have any clutter."""
+    fewest: int = 2
+    """Pieces on a cluttered canvas, at least."""
+    most: int = 5
+    """Likewise, at most."""
+    piece: int = 4
+    """Height and width of a piece, cut out of another digit of the same part."""
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        fits = self.size >= 8 and 1 <= self.piece <= 8
+        if not (fits and 0 <= self.share <= 1 and 0 <= self.fewest <= self.most):
+            raise ValueError(
+                f"clutter: expected a canvas of at least 8 pixels, pieces of 1 … 8, a share within 0 … 1 and "
+                f"fewest <= most, got {self}."
+            )
+
+
+@register_data("cluttered-digits", description="a digit on a 12x12 canvas, one in four amid clutter, grey, embedded")
+def cluttered_digits() -> Source:
+    """Return scikit-learn's digits on canvases of 12 x 12, a quarter of them amid two to five pieces of other digits.
+
+    The digits are split first, so that no part holds a digit, or a piece of one, of another.
+    """
+    split = assemble(replace(digits(), shares=SHARES), policy_from="held-out", image_size=None)
+    parts = {}
+    for seed, name in enumerate(PART_NAMES):
+        digit = split.part(name)
+        several = Part(digit.images.repeat(COPIES[name], 1, 1, 1), digit.labels.repeat(COPIES[name]))
+        parts[name], _, _ = canvases(several, Clutter(), torch.Generator().manual_seed(seed))
+    return Source(name="cluttered-digits", parts=parts, class_names=split.class_names, flip=False)
+
+
+def canvases(part: Part, clutter: Clutter, generator: torch.Generator) -> tuple[Part, Tensor, Tensor]:
+    """Put each image somewhere on a canvas of its own, above the clutter.
+
+    Where things overlap the brighter pixel stays.
+
+    Args:
+        part: Images of 8 x 8, the source of the pieces too.
+        clutter: How much of it there is.
+        generator: Of places and pieces.
+
+    Returns:
+        The canvases with the images' labels; row and column of each image's upper left corner, shape (N, 2); and the
+        number of pieces on each, shape (N,).
+    """
+    count, size = len(part), clutter.size
+    canvas = part.images.new_zeros(count, size, size)
+    pieces = torch.randint(clutter.fewest, clutter.most + 1, (count,), generator=generator)
+    pieces *= torch.rand(count, generator=generator) < clutter.share
+    for number in range(clutter.most):
+        rows = (pieces > number).nonzero().squeeze(1)
+        others = part.images[torch.randint(count, (len(rows),), generator=generator), 0]
+        cut = _places(len(rows), 8 - clutter.piece + 1, generator)
+        put = _places(len(rows), size - clutter.piece + 1, generator)
+        _lay(canvas, rows, put, others[_window(torch.arange(len(rows)), cut, clutter.piece)])
+    places = _places(count, size - 8 + 1, generator)
+    _lay(canvas, torch.arange(count), places, part.images[:, 0])
+    return Part(canvas.unsqueeze(1), part.labels), places, pieces
+
+
+def _places(count: int, options: int, generator: torch.Generator) -> Tensor:
+    """Draw upper left corners. Shape (count, 2)."""
+    return torch.randint(options, (count, 2), generator=generator)
+
+
+def _window(rows: Tensor, corner: Tensor, side: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the index of a square of pixels in each of some images (N, H, W)."""
+    reach = torch.arange(side)
+    return rows[:, None, None], corner[:, 0, None, None] + reach[:, None], corner[:, 1, None, None] + reach
+
+
+def _lay(canvas: Tensor, rows: Tensor, corner: Tensor, patches: Tensor) -> None:
+    """Lay square patches (N, S, S) onto some rows of the canvas; the brighter pixel stays."""
+    window = _window(rows, corner, patches.shape[-1])
+    canvas[window] = torch.maximum(canvas[window], patches)
