@@ -32,7 +32,7 @@ EMBEDDED = {
     "noisy-digits": Recipe(epochs=10, batch_size=64, stochastic_depth=0.25),
     "cluttered-digits": Recipe(epochs=4, batch_size=64, stochastic_depth=0.5, depth_schedule="inner", spare_hard=3),
 }
-"""Data that comes with skipgym, and how its backbones are trained on first use: half a minute.
+"""Data that comes with skipgym, and how its backbones are trained on first use, in about a minute.
 
 Stochastic depth sets how interesting skipping is. On digits at 0.15 the best fixed 4 of resnet20's 9 blocks come within
 a point of the full network, and little is left to decide; without any, skipping half of them ruins most answers.

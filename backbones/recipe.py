@@ -46,8 +46,8 @@ class Recipe:
     """linear: block l of L is left out with l/L times stochastic_depth. uniform: all with the same probability. inner:
     likewise, but blocks that change the shape always run."""
     spare_hard: float = 0.0
-    """0: blocks are left out of every image alike. Above: only of a share p^spare_hard of the images, where p is what the
-    full path gives their labels; the others run in full. So hard images come to need depth that easy ones do not, and
+    """0: blocks are left out of every image alike. Above: only with probability p^spare_hard, where p is what the full
+    path gives the image's label; else it runs in full. So hard images come to need depth that easy ones do not, and
     what to skip depends on the input. Costs one more forward pass."""
     distill: float = 0.0
     """0: the skipped path learns from the labels. Above: the full path does, and the skipped path learns from the full

@@ -28,7 +28,7 @@ class Config:
     """Directory for everything that the demo leaves. A stopped demo goes on; beside a finished one the next number."""
     seeds: int = 3
     """Trainings of each method."""
-    images: int = 60_000
+    images: int = 40_000
     """Budget of a training: the backbone's MACs of so many images with everything executed."""
     compute: float = 0.49
     """Share of the full network's MACs to stay within, policy included."""
@@ -39,10 +39,11 @@ class Config:
 def main(arguments: list[str]) -> int:
     """Run the command."""
     config = tyro.cli(Config, args=arguments, prog="skipgym demo")
-    torch.set_num_threads(1)  # images of 8 x 8 are too small to share: threads would wait for each other
+    torch.set_num_threads(1)  # images of 12 x 12 are too small to share: threads would wait for each other
     out, console = _place(config.out), Console()
     plan = CompareConfig(
-        data="noisy-digits",
+        data="cluttered-digits",
+        backbone="resnet20-w8",
         agents=("ppo", "gumbel"),
         targets=(config.compute,),
         seeds=config.seeds,
@@ -52,7 +53,7 @@ def main(arguments: list[str]) -> int:
         oracle_images=100,
         workers=config.workers,
     )
-    console.print("1  backbone: ResNet-20 on noisy digits, trained on first use (about half a minute)")
+    console.print("1  backbone: a thin ResNet-20 on cluttered digits, trained on first use (about a minute)")
     task, data = prepare(plan)
     console.print(f"2  PPO and Gumbel gates decide before each of {task.horizon} blocks; rivals without training")
     content = compare(plan, out, command=["skipgym", "demo", *arguments])

@@ -223,7 +223,8 @@ class TestSparingHardImages:
 
     def test_an_image_of_which_the_network_is_surely_wrong_runs_in_full(self):
         sure = torch.tensor([[100.0, 0.0]])
-        assert spare_hard(self.skipped[:1], sure, torch.tensor([1]), torch.tensor([1e-6]), power=1).tolist() == [[1] * 3]
+        keep = spare_hard(self.skipped[:1], sure, torch.tensor([1]), torch.tensor([1e-6]), power=1)
+        assert keep.tolist() == [[1, 1, 1]]
 
     @pytest.mark.parametrize("distill", [0.0, 1.0])
     def test_training_runs_more_blocks_of_hard_images(self, data, distill):
