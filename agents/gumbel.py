@@ -17,16 +17,17 @@ from .relaxed import Draw, RelaxedLearner, Trial, gumbel
 class GumbelOptions:
     """What the Gumbel learners can be told."""
 
-    learning_rate: float = 3e-3
+    learning_rate: float = 1e-2
     """Of Adam, at the start."""
     batch_size: int = 64
     """Images in a step, at most."""
-    start: float = 1.0
+    start: float = 2.0
     """Temperature at the start; it falls (or rises) exponentially to `end`."""
-    end: float = 1.0
+    end: float = 0.2
     """Temperature at the end."""
-    hard: int = 1
-    """1: straight-through, one option forward. 0: mixtures forward, which the hard network never sees."""
+    hard: int = 0
+    """0: mixtures forward, which come close to one option as the temperature falls. 1: straight-through, one option
+    forward; its gradient is biased, and on cluttered digits at temperature 1 some trainings gave up the hard images."""
 
     def __post_init__(self) -> None:
         """Check the ranges."""
@@ -38,8 +39,12 @@ class GumbelOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class AIGOptions(GumbelOptions):
-    """What ConvNet-AIG's learner can be told; the temperature stays at 1 as in the authors' release."""
+    """What ConvNet-AIG's learner can be told; straight-through at temperature 1 as in the authors' release."""
 
+    learning_rate: float = 3e-3
+    start: float = 1.0
+    end: float = 1.0
+    hard: int = 1
     rate: float = 0.6
     """How often each block is to be executed, where there is no compute target."""
     weight: float = 2.0
@@ -52,7 +57,7 @@ class AIGOptions(GumbelOptions):
             raise ValueError(f"convnet-aig: expected rate in 0 … 1 and weight >= 0, got {self}.")
 
 
-@register_agent("gumbel", "gates by straight-through Gumbel-softmax, to a price or a compute target")
+@register_agent("gumbel", "gates by Gumbel-softmax, annealed or straight-through, to a price or a compute target")
 class Gumbel(RelaxedLearner):
     """Minimises cross-entropy + price x compute, both differentiable in the gates. The noise is off at evaluation."""
 
