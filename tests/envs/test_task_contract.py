@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from skipgym.envs import Hard, Masked, Soft, Task, make_task, one_hot, register_task, rollout, task_names
-from skipgym.envs.task import _TASKS
+from skipgym.envs.task import REGISTRY
 from skipgym.ids import TASKS
 
 from .conftest import follow
@@ -163,7 +163,7 @@ class TestRegistry:
         assert make_task("layer-skip", tiny_backbone, grid=2).options == {"grid": 2}
 
     def test_name_can_be_registered_once(self, monkeypatch):
-        monkeypatch.setattr("skipgym.envs.task._TASKS", dict(_TASKS))
+        monkeypatch.setattr(REGISTRY, "registered", dict(REGISTRY.registered))
 
         class Mine(Task):
             """Mine."""

@@ -18,6 +18,7 @@ from skipgym.envs import make_task
 from skipgym.referee.cell import Bench
 from skipgym.referee.compare import compare
 from skipgym.referee.plan import cells
+from skipgym.registry import Named
 
 ROW = {
     "task", "backbone", "data", "split", "method", "price", "seed", "accuracy", "macs", "policy_macs", "full_macs",
@@ -222,7 +223,7 @@ class Fragile(learner.Learner):
 
 @pytest.fixture
 def fragile(monkeypatch):
-    monkeypatch.setitem(learner._LEARNERS, "fragile", (Fragile, "fails"))
+    monkeypatch.setitem(learner.REGISTRY.registered, "fragile", Named(Fragile, "fails"))
     monkeypatch.setattr(Fragile, "broken", True)
     return Fragile
 
