@@ -31,9 +31,10 @@ class Entry:
 
 def _adopt(name: str, found: Any) -> tuple[Entry, str]:
     """Take a plug-in's builder; one with more to say registers itself."""
-    if not callable(found):
+    build: Builder = found
+    if not callable(build):
         raise TypeError(f"expected a function of the classes and the input shape, got {found!r}")
-    return Entry(found), first_line(found)
+    return Entry(build), first_line(build)
 
 
 REGISTRY: Registry[Entry] = Registry("backbone", group="skipgym.backbones", adopt=_adopt)

@@ -16,9 +16,10 @@ Builder = Callable[[], Source]
 
 def _adopt(name: str, found: Any) -> tuple[Builder, str]:
     """Take a plug-in's function."""
-    if not callable(found):
+    build: Builder = found
+    if not callable(build):
         raise TypeError(f"expected a function that returns a skipgym.data.Source, got {found!r}")
-    return found, first_line(found)
+    return build, first_line(build)
 
 
 REGISTRY: Registry[Builder] = Registry("data", group="skipgym.data", adopt=_adopt)
@@ -84,7 +85,8 @@ def _source(spec: str | Path, image_size: int | None) -> Source:
         )
     close = difflib.get_close_matches(str(spec), REGISTRY.known(), n=3)
     hint = f" (did you mean {' or '.join(close)}?)" if close else ""
+    names = ", ".join(sorted(REGISTRY.known()))
     raise ValueError(
-        f"Unknown data{hint}: expected one of {', '.join(sorted(REGISTRY.known()))}, got {str(spec)!r}. Remedy: pick one "
-        "of these, or give the path of an ImageFolder directory or of an .npz in MedMNIST layout."
+        f"Unknown data{hint}: expected one of {names}, got {str(spec)!r}. Remedy: pick one of these, or give the path "
+        "of an ImageFolder directory or of an .npz in MedMNIST layout."
     )

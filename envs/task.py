@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Self, TypeVar
 
 import torch
 from gymnasium import spaces
@@ -43,7 +43,8 @@ class Task(nn.Module, ABC):
     def __new__(cls, *_: Any, **options: Any) -> Self:
         """Keep the options, however the subclass reads them."""
         task = super().__new__(cls)
-        task.__dict__["options"] = {key: value for key, value in options.items() if key != "backbone"}
+        kept = {key: value for key, value in options.items() if key != "backbone"}
+        object.__setattr__(task, "options", kept)  # a Module takes no attributes before its own __init__
         return task
 
     def __init__(self, backbone: Backbone):
@@ -97,6 +98,8 @@ def _adopt(name: str, found: Any) -> tuple[type[Task], str]:
     return found, first_line(found)
 
 
+Class = TypeVar("Class", bound=type[Task])
+
 REGISTRY: Registry[type[Task]] = Registry(
     "task",
     group=PLUGINS,
@@ -105,14 +108,14 @@ REGISTRY: Registry[type[Task]] = Registry(
 )
 
 
-def register_task(name: str) -> Callable[[type[Task]], type[Task]]:
+def register_task(name: str) -> Callable[[Class], Class]:
     """Register a task class under a name, and its Gymnasium id.
 
     Raises:
         ValueError: If the name is taken, or cannot be made an id.
     """
 
-    def register(task: type[Task]) -> type[Task]:
+    def register(task: Class) -> Class:
         register_env(name)
         REGISTRY.add(name, task, first_line(task), module=task.__module__)
         task.name = name
