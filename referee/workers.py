@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context
 from typing import Any
 
@@ -26,8 +27,14 @@ def check_workers(config: CompareConfig) -> None:
     local = [(kind, name) for kind, name in _named(config) if REGISTRIES[kind].is_local(name)]
     if config.workers == 1 or not local:
         return
-    with ProcessPoolExecutor(1, get_context("spawn")) as pool:
-        missing = pool.submit(unknown_here, local).result()
+    try:
+        with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+            missing = pool.submit(unknown_here, local).result()
+    except BrokenProcessPool as error:
+        raise ValueError(
+            f"workers: expected a program that {config.workers} workers can import, got one that fails there. Call "
+            "compare under `if __name__ == '__main__':`, or pass workers=1."
+        ) from error
     if missing:
         raise ValueError(
             f"workers: expected names that every process knows, or 1 worker; got {config.workers} workers and "

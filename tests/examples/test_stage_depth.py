@@ -19,13 +19,19 @@ SMALL = ["--images", "600", "--num-envs", "32", "--hidden", "8"]
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    """A function that runs Python in a directory with weights, where the package is installed."""
+def work(tmp_path_factory):
+    """A directory with weights, and `site`, where the package is installed."""
     work = tmp_path_factory.mktemp("work")
     shutil.copytree(EXAMPLE, work / "source")  # building leaves files beside the source
     pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation"]
     subprocess.run([*pip, "--target", work / "site", work / "source"], check=True, timeout=120)
     save_file(make_backbone("resnet14-w4", input_shape=(1, 8, 8)).network.state_dict(), work / "weights.safetensors")
+    return work
+
+
+@pytest.fixture(scope="module")
+def run(work):
+    """A function that runs Python in that directory with the package installed."""
 
     def call(*words):
         environment = {**os.environ, "PYTHONPATH": str(work / "site"), "OMP_NUM_THREADS": "1"}
@@ -35,13 +41,12 @@ def run(tmp_path_factory):
         assert done.returncode == 0, done.stderr
         return done.stdout
 
-    call.directory = work
     return call
 
 
-def results(run, out):
+def results(work, out):
     """Return the rows that a command has left."""
-    return json.loads((run.directory / out / "results.json").read_text())["rows"]
+    return json.loads((work / out / "results.json").read_text())["rows"]
 
 
 def code_lines(source):
@@ -80,15 +85,15 @@ print(check_task(env.unwrapped.engine.task).passed == list(RULES))
 
 @pytest.mark.slow
 @pytest.mark.parametrize("agent", ["ppo", "gumbel"])
-def test_it_trains(run, agent):
+def test_it_trains(run, work, agent):
     run("-m", "skipgym", "train", "--agent", agent, *BACKBONE, *SMALL, "--out", agent)
-    row = results(run, agent)[0]
+    row = results(work, agent)[0]
     assert (row["task"], row["method"]) == ("stage-depth", agent)
     assert row["macs"] >= row["policy_macs"] > 0
 
 
 @pytest.mark.slow
-def test_it_is_compared_and_reported_by_two_workers(run):
+def test_it_is_compared_and_reported_by_two_workers(run, work):
     options = [
         "--agents",
         "ppo",
@@ -103,12 +108,12 @@ def test_it_is_compared_and_reported_by_two_workers(run):
         "2",
     ]
     run("-m", "skipgym", "compare", *BACKBONE, *SMALL, *options, "--out", "compared")
-    rows = results(run, "compared")
+    rows = results(work, "compared")
     assert {row["method"] for row in rows} >= {"full", "random", "static", "oracle", "ppo", "gumbel"}
     assert {row["task"] for row in rows} == {"stage-depth"}
-    assert "stage-depth" in (run.directory / "compared" / "report.html").read_text()
+    assert "stage-depth" in (work / "compared" / "report.html").read_text()
     compared = next(row for row in rows if row["method"] == "gumbel")
     run("-m", "skipgym", "evaluate", f"compared/{compared['controller']}", "--split", "test", "--out", "again")
-    assert [results(run, "again")[0][key] for key in ("accuracy", "macs")] == [
+    assert [results(work, "again")[0][key] for key in ("accuracy", "macs")] == [
         compared[k] for k in ("accuracy", "macs")
     ]

@@ -20,6 +20,8 @@ from skipgym.referee.compare import compare
 from skipgym.referee.plan import cells
 from skipgym.registry import Named
 
+from ..testing.tasks import SoundDepth
+
 ROW = {
     "task", "backbone", "data", "split", "method", "price", "seed", "accuracy", "macs", "policy_macs", "full_macs",
     "full_accuracy", "compute", "train_backbone_macs", "train_seconds",
@@ -157,6 +159,13 @@ def test_prices_instead_of_targets(task, data, tiny_config, tmp_path):
     assert [(row["method"], row["budget"], row["price"]) for row in rows if row["method"] != "full"] == [
         (name, f"price{price:g}", price) for name in ("static", "reinforce") for price in (0.05, 0.8)
     ]
+
+
+def test_decision_of_many_options_is_compared_with_fixed_choices_and_bounds(backbone, data, tiny_config, tmp_path):
+    task, config = SoundDepth(backbone), tiny_config(agents=("gumbel",), targets=(0.7,))
+    rows = compare(config, tmp_path / "out", task=task, data=data, quiet=True)["rows"]
+    assert [row["method"] for row in rows] == ["full", "static", "random", "oracle", "oracle-agree", "gumbel"]
+    assert task.decisions == (4,)
 
 
 @pytest.mark.parametrize("agent", ["ppo", "gumbel", "reinforce"])

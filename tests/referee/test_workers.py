@@ -46,6 +46,14 @@ def test_task_of_a_script_is_known_to_its_workers(tmp_path):
     assert done.stdout == "None\n", done.stderr
 
 
+@pytest.mark.slow
+def test_script_that_workers_cannot_import_is_told_its_remedy(tmp_path):
+    (tmp_path / "script.py").write_text(SCRIPT.replace('if __name__ == "__main__":', "if True:"))
+    done = subprocess.run([sys.executable, tmp_path / "script.py"], capture_output=True, text=True, timeout=120)
+    assert "ValueError: workers: expected a program that 2 workers can import" in done.stderr
+    assert "under `if __name__ == '__main__':`, or pass workers=1" in done.stderr
+
+
 def test_one_worker_knows_what_the_program_knows(local):
     check_workers(CompareConfig(task="local-one", workers=1))
 
