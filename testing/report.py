@@ -41,7 +41,7 @@ class Report:
     failures: Sequence[Failure] = ()
 
     def __str__(self) -> str:
-        lines = [f"task {self.task}: {len(self.failures)} failures, {len(self.passed)} rules hold"]
+        lines = [f"task {self.task}: {len(self.failures) or 'no'} failing, {len(self.passed)} rules hold"]
         lines += [f"  {number}. {failure}" for number, failure in enumerate(self.failures, 1)]
         return "\n".join(lines + [f"  not checked: {rule}: {why}" for rule, why in self.skipped.items()])
 
