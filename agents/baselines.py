@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from itertools import product
+from math import prod
 
 import torch
 from torch import Tensor
@@ -14,7 +15,7 @@ from ..envs.task import Task
 from .policy import Decider, RandomPolicy, StaticPolicy
 
 EXHAUSTIVE = 10
-"""Up to so many binary pieces all subsets are tried."""
+"""Up to so many binary pieces all subsets are tried; of other decisions up to as many paths."""
 
 
 def full_accuracy(task: Task, part: Part, *, batch_size: int = 512) -> float:
@@ -49,18 +50,17 @@ def best_static(task: Task, part: Part, compute: float, *, images: int = 1000) -
     time the one whose loss hurts least, and then swapped while that helps.
 
     Args:
-        task: With decisions of two options.
+        task: With decisions of two options, or with few paths.
         part: Where accuracy is measured: never the test part.
         compute: Share of the full network's MACs.
         images: At most so many are looked at.
 
     Raises:
-        ValueError: If the decisions have more than two options, or the budget is below the cheapest way.
+        ValueError: If there are many paths of more than two options, or the budget is below the cheapest way.
     """
-    _check_binary(task)
+    part, paths = part.subset(images), _all_paths(task)
     check_budget(task, compute)
-    part, exact = part.subset(images), len(task.pieces) <= EXHAUSTIVE
-    keep = _best_of_all(task, part, compute) if exact else _Search(task, part, compute).greedy()
+    keep = _best_of(paths, task, part, compute) if paths else _Search(task, part, compute).greedy()
     return StaticPolicy(keep, len(task.decisions))
 
 
@@ -78,18 +78,20 @@ def static_frontier(task: Task, part: Part, *, images: int = 1000) -> list[Stati
 
     A mixture of two neighbours, drawn by coin for each input, is what a static network reaches at a compute between
     theirs. All subsets are looked at where there are at most `EXHAUSTIVE` pieces; otherwise those that removing the
-    least missed piece, again and again, passes by.
+    least missed piece, again and again, passes by. Of decisions with more options every path is one.
 
     Args:
-        task: With decisions of two options.
+        task: With decisions of two options, or with few paths.
         part: Where accuracy is measured: never the test part.
         images: At most so many are looked at.
+
+    Raises:
+        ValueError: If there are many paths of more than two options.
     """
-    _check_binary(task)
-    part, count = part.subset(images), len(task.pieces)
-    if count <= EXHAUSTIVE:
-        return _hull(_points(task, part, list(product((0, 1), repeat=count))))
-    keep, seen = (1,) * count, []
+    part, paths = part.subset(images), _all_paths(task)
+    if paths:
+        return _hull(_points(task, part, paths))
+    keep, seen = (1,) * len(task.pieces), []
     while any(keep):
         tried = _points(task, part, _removals(keep) if seen else [keep, *_removals(keep)])
         seen += tried
@@ -123,9 +125,17 @@ def _slope(a: StaticPoint, b: StaticPoint) -> float:
     return (b.accuracy - a.accuracy) / (b.compute - a.compute)
 
 
-def _check_binary(task: Task) -> None:
-    if set(task.decisions) != {2}:
-        raise ValueError(f"static: expected decisions of two options, got {task.decisions}.")
+def _all_paths(task: Task) -> list[Path]:
+    """Return every path where they are few, none where subsets of binary pieces are to be searched for."""
+    options = list(task.decisions) * task.horizon
+    if prod(options) <= 2**EXHAUSTIVE:
+        return list(product(*map(range, options)))
+    if set(options) != {2}:
+        raise ValueError(
+            f"static: expected decisions of two options, or at most {2**EXHAUSTIVE:,} paths, got {prod(options):,} "
+            f"paths of decisions with options {task.decisions}. Make the task smaller."
+        )
+    return []
 
 
 def check_budget(task: Task, compute: float) -> None:
@@ -137,9 +147,9 @@ def check_budget(task: Task, compute: float) -> None:
         )
 
 
-def _best_of_all(task: Task, part: Part, compute: float) -> Path:
-    """Return the best of all subsets that fit; of equals the cheapest."""
-    points = _points(task, part, list(product((0, 1), repeat=len(task.pieces))))
+def _best_of(paths: list[Path], task: Task, part: Part, compute: float) -> Path:
+    """Return the best of all paths that fit; of equals the cheapest."""
+    points = _points(task, part, paths)
     return max((p for p in points if p.compute <= compute), key=lambda p: (p.accuracy, -p.compute)).path
 
 

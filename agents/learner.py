@@ -3,19 +3,18 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from importlib import import_module
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
-from ..backbones.names import unknown
 from ..data import Augment, ImageData
 from ..envs.engine import Engine, Price
 from ..envs.observation import Layout
 from ..envs.rewards import Reward
 from ..envs.task import Task
+from ..registry import Registry, first_line
 from .budget import Lagrange
 from .gate import Gate
 from .monitor import Monitor
@@ -109,8 +108,30 @@ class Learner(ABC):
 
 Class = TypeVar("Class", bound=type[Learner])
 
-_LEARNERS: dict[str, tuple[type[Learner], str]] = {}
-_OURS = ("sb3", "reinforce", "gumbel", "skipnet", "path_table", "imitate")
+_OURS = {
+    "sb3": ("ppo", "a2c", "dqn", "recurrent-ppo"),
+    "reinforce": ("reinforce",),
+    "gumbel": ("gumbel", "convnet-aig"),
+    "skipnet": ("skipnet",),
+    "path_table": ("path-table",),
+    "imitate": ("imitate",),
+}
+"""Our learners: module, and the names that it registers."""
+
+
+def _adopt(name: str, found: Any) -> tuple[type[Learner], str]:
+    """Take a plug-in's learner."""
+    if not (isinstance(found, type) and issubclass(found, Learner)):
+        raise TypeError(f"expected a subclass of skipgym.agents.learner.Learner, got {found!r}")
+    return found, first_line(found)
+
+
+REGISTRY: Registry[type[Learner]] = Registry(
+    "agent",
+    group="skipgym.agents",
+    adopt=_adopt,
+    ours={name: f"{__package__}.{module}" for module, names in _OURS.items() for name in names},
+)
 
 
 def register_agent(name: str, description: str) -> Callable[[Class], Class]:
@@ -121,18 +142,15 @@ def register_agent(name: str, description: str) -> Callable[[Class], Class]:
     """
 
     def register(learner: Class) -> Class:
-        if name in _LEARNERS:
-            raise ValueError(f"agent name: expected a new one, got {name!r}, which is taken. Choose another.")
-        _LEARNERS[name] = (learner, description)
+        REGISTRY.add(name, learner, description, module=learner.__module__)
         return learner
 
     return register
 
 
 def agent_names() -> dict[str, str]:
-    """Return the registered names and their descriptions."""
-    _import_ours()
-    return {name: description for name, (_, description) in _LEARNERS.items()}
+    """Return the known names and their descriptions."""
+    return REGISTRY.names()
 
 
 def make_learner(name: str) -> Learner:
@@ -141,10 +159,7 @@ def make_learner(name: str) -> Learner:
     Raises:
         ValueError: If the name is unknown.
     """
-    _import_ours()
-    if name not in _LEARNERS:
-        raise ValueError(unknown("agent", name, _LEARNERS))
-    return _LEARNERS[name][0]()
+    return REGISTRY.get(name)()
 
 
 def read_options(defaults: Options, options: Mapping[str, Any], agent: str) -> Options:
@@ -157,8 +172,3 @@ def read_options(defaults: Options, options: Mapping[str, Any], agent: str) -> O
         return replace(defaults, **options)  # pyright: ignore[reportArgumentType] - a dataclass
     except TypeError as error:
         raise ValueError(f"options of {agent}: {error}. Known are {defaults}.") from error
-
-
-def _import_ours() -> None:
-    for module in _OURS:
-        import_module(f".{module}", __package__)

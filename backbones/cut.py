@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from torch import fx, nn
 
-from .names import unknown
+from ..names import unknown
 
 
 class Pieces(NamedTuple):

@@ -13,9 +13,10 @@ import torchvision
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from ..names import unknown
+from ..registry import Registry, first_line
 from .backbone import Backbone
 from .cifar_resnet import CifarResNet, thinned
-from .names import unknown
 
 Builder = Callable[[int, tuple[int, int, int]], tuple[nn.Module, list[str]]]
 
@@ -25,11 +26,18 @@ class Entry:
     """A registered backbone: `build(num_classes, input_shape)` gives the network and the names of its blocks."""
 
     build: Builder
-    description: str
     colour_only: bool = False  # takes three channels; grey images are repeated
 
 
-_ENTRIES: dict[str, Entry] = {}
+def _adopt(name: str, found: Any) -> tuple[Entry, str]:
+    """Take a plug-in's builder; one with more to say registers itself."""
+    build: Builder = found
+    if not callable(build):
+        raise TypeError(f"expected a function of the classes and the input shape, got {found!r}")
+    return Entry(build), first_line(build)
+
+
+REGISTRY: Registry[Entry] = Registry("backbone", group="skipgym.backbones", adopt=_adopt)
 
 
 def register_backbone(name: str, description: str, *, colour_only: bool = False) -> Callable[[Builder], Builder]:
@@ -40,17 +48,16 @@ def register_backbone(name: str, description: str, *, colour_only: bool = False)
     """
 
     def register(build: Builder) -> Builder:
-        if name in _ENTRIES:
-            raise ValueError(f"backbone name: expected a new one, got {name!r}, which is taken. Choose another.")
-        _ENTRIES[name] = Entry(build, description, colour_only)
+        function = build.func if isinstance(build, partial) else build
+        REGISTRY.add(name, Entry(build, colour_only), description, module=function.__module__)
         return build
 
     return register
 
 
 def backbone_names() -> dict[str, str]:
-    """Return the registered names and their descriptions."""
-    return {name: entry.description for name, entry in _ENTRIES.items()}
+    """Return the known names and their descriptions."""
+    return REGISTRY.names()
 
 
 def make_backbone(
@@ -197,12 +204,12 @@ def load_state(backbone: Backbone, state: dict[str, Tensor], source: str) -> Non
 
 
 def _find(name: str) -> Entry:
-    if name in _ENTRIES:
-        return _ENTRIES[name]
+    if entry := REGISTRY.find(name):
+        return entry
     if match := re.fullmatch(r"(?:cifar-)?resnet(\d+)-w(\d+)", name):
         depth, width = map(int, match.groups())
-        return Entry(partial(_cifar, depth=depth, width=width), "")
-    raise ValueError(unknown("backbone", name, _ENTRIES, "For a network of your own use skipgym.wrap."))
+        return Entry(partial(_cifar, depth=depth, width=width))
+    raise ValueError(unknown("backbone", name, REGISTRY.known(), "For a network of your own use skipgym.wrap."))
 
 
 def _cifar(num_classes: int, shape: tuple[int, int, int], *, depth: int, width: int) -> tuple[nn.Module, list[str]]:

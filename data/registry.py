@@ -3,15 +3,26 @@
 import difflib
 from collections.abc import Callable
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
+from ..registry import Registry, first_line
 from .folder import load_folder
 from .images import ImageData
 from .npz import load_npz
 from .splits import PolicyFrom, Source, assemble
 
 Builder = Callable[[], Source]
-_BUILDERS: dict[str, tuple[Builder, str]] = {}
+
+
+def _adopt(name: str, found: Any) -> tuple[Builder, str]:
+    """Take a plug-in's function."""
+    build: Builder = found
+    if not callable(build):
+        raise TypeError(f"expected a function that returns a skipgym.data.Source, got {found!r}")
+    return build, first_line(build)
+
+
+REGISTRY: Registry[Builder] = Registry("data", group="skipgym.data", adopt=_adopt)
 
 
 def register_data(name: str, *, description: str) -> Callable[[Builder], Builder]:
@@ -24,19 +35,17 @@ def register_data(name: str, *, description: str) -> Callable[[Builder], Builder
     Raises:
         ValueError: If the name is taken.
     """
-    if name in _BUILDERS:
-        raise ValueError(f"Data named {name!r} exists already. Remedy: register yours under another name.")
 
     def register(builder: Builder) -> Builder:
-        _BUILDERS[name] = (builder, description)
+        REGISTRY.add(name, builder, description, module=builder.__module__)
         return builder
 
     return register
 
 
 def data_names() -> dict[str, str]:
-    """Return the registered names with their descriptions."""
-    return {name: description for name, (_, description) in sorted(_BUILDERS.items())}
+    """Return the known names with their descriptions."""
+    return dict(sorted(REGISTRY.names().items()))
 
 
 def load(spec: str | Path, *, policy_from: PolicyFrom = "held-out", image_size: int | None = None) -> ImageData:
@@ -62,8 +71,8 @@ def load(spec: str | Path, *, policy_from: PolicyFrom = "held-out", image_size: 
 
 
 def _source(spec: str | Path, image_size: int | None) -> Source:
-    if spec in _BUILDERS:
-        return _BUILDERS[str(spec)][0]()
+    if build := REGISTRY.find(str(spec)):
+        return build()
     path = Path(spec).expanduser()
     if path.is_dir():
         return load_folder(path, image_size=image_size)
@@ -74,9 +83,10 @@ def _source(spec: str | Path, image_size: int | None) -> Source:
             f"No data at {spec}: expected a directory of images or an .npz file, got a path that does not exist. "
             "Remedy: correct the path; a relative one starts at the working directory."
         )
-    close = difflib.get_close_matches(str(spec), _BUILDERS, n=3)
+    close = difflib.get_close_matches(str(spec), REGISTRY.known(), n=3)
     hint = f" (did you mean {' or '.join(close)}?)" if close else ""
+    names = ", ".join(sorted(REGISTRY.known()))
     raise ValueError(
-        f"Unknown data{hint}: expected one of {', '.join(data_names())}, got {str(spec)!r}. Remedy: pick one of these, "
-        "or give the path of an ImageFolder directory or of an .npz in MedMNIST layout."
+        f"Unknown data{hint}: expected one of {names}, got {str(spec)!r}. Remedy: pick one of these, or give the path "
+        "of an ImageFolder directory or of an .npz in MedMNIST layout."
     )

@@ -5,10 +5,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ..backbones import Backbone, load_backbone
-from ..backbones.names import unknown
 from ..backbones.registry import held_out
 from ..data import Augment, ImageData
 from ..data import load as load_data
+from ..names import unknown
 from .engine import Engine, Price
 from .rewards import Reward, make_reward
 from .task import Task, make_task, task_class

@@ -89,8 +89,7 @@ class Soft(Choice):
 
     def among(self, branches: Sequence[Branch], x: Tensor) -> Tensor:
         """Run every branch on all rows and mix the results."""
-        shape = (-1, *(1,) * (x.dim() - 1))
-        first, *others = (self.weight(i).view(shape) * branch(x) for i, branch in enumerate(branches))
+        first, *others = (_scaled(branch(x), self.weight(i)) for i, branch in enumerate(branches))
         return sum(others, start=first)
 
     def weight(self, option: int) -> Tensor:
@@ -100,6 +99,11 @@ class Soft(Choice):
     def part(self, index: int) -> "Soft":
         """Return the weights of one part."""
         return Soft(self.weights[index])
+
+
+def _scaled(rows: Tensor, weights: Tensor) -> Tensor:
+    """Scale each row, whatever a branch has made of its shape."""
+    return rows * weights.view(-1, *(1,) * (rows.dim() - 1))
 
 
 def one_hot(actions: Tensor, options: Sequence[int]) -> Soft:

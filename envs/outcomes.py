@@ -20,9 +20,9 @@ Path = tuple[int, ...]
 
 @dataclass
 class Memo:
-    """What the last path computed: for each piece its input, option and output; and the MACs that reuse has saved."""
+    """What the last path computed: for each use of a piece input, option, output; and the MACs that reuse saved."""
 
-    last: dict[int, tuple[Tensor, int, Tensor]] = field(default_factory=dict)
+    last: dict[tuple[int, int], tuple[Tensor, int, Tensor]] = field(default_factory=dict)
     saved: float = 0.0
 
 
@@ -41,16 +41,19 @@ class Shared(Hard):
         actions = torch.tensor(options, device=device).expand(count, -1)
         super().__init__(actions.squeeze(1) if len(options) == 1 else actions)
         self.options, self.count, self.memo, self.first, self.device = options, count, memo, first, device
-        self.reused = False
+        self.reused, self.uses = False, 0
+        self.parts: dict[int, Shared] = {}
 
     def among(self, branches: Sequence[Branch], x: Tensor) -> Tensor:
         """Run the chosen branch on all rows, unless the last path through here did the same."""
-        last = self.memo.last.get(self.first)
+        use = self.first, self.uses  # the same tensor may come again, unchanged by an identity, for other branches
+        self.uses += 1
+        last = self.memo.last.get(use)
         self.reused = last is not None and last[0] is x and last[1] == self.options[0]
         if last is not None and self.reused:
             return last[2]
         out = branches[self.options[0]](x)
-        self.memo.last[self.first] = (x, self.options[0], out)
+        self.memo.last[use] = (x, self.options[0], out)
         return out
 
     def cost(self, costs: Sequence[float]) -> Tensor:
@@ -61,7 +64,10 @@ class Shared(Hard):
 
     def part(self, index: int) -> "Shared":
         """Return the option of one part."""
-        return Shared((self.options[index],), self.count, self.memo, self.first + index, self.device)
+        if index not in self.parts:
+            option = (self.options[index],)
+            self.parts[index] = Shared(option, self.count, self.memo, self.first + index, self.device)
+        return self.parts[index]
 
 
 @dataclass(frozen=True)

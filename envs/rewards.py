@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..backbones.names import unknown
+from ..names import unknown
 
 
 @dataclass(frozen=True)

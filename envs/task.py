@@ -2,16 +2,15 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from importlib import import_module
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self, TypeVar
 
 import torch
 from gymnasium import spaces
 from torch import Tensor, nn
 
 from ..backbones.backbone import Backbone
-from ..backbones.names import unknown
-from ..ids import TASKS
+from ..ids import PLUGINS, TASKS, register_env
+from ..registry import Registry, first_line
 from .choice import Choice
 from .state import State
 
@@ -25,7 +24,7 @@ class Task(nn.Module, ABC):
 
     Attributes:
         name: Registered name.
-        options: How the task was configured (JSON).
+        options: The keyword arguments that it was built with (JSON), so that a saved controller can build it again.
         horizon: Number of decisions at most; positions are 0 … horizon-1.
         decisions: Options of each part of one decision: (2,) for one yes or no, (2, 2, 2) for three at once.
         observation_shape: Shape of one row of `observe`.
@@ -39,10 +38,18 @@ class Task(nn.Module, ABC):
     observation_shape: tuple[int, ...]
     least_macs: int
 
+    options: dict[str, Any]
+
+    def __new__(cls, *_: Any, **options: Any) -> Self:
+        """Keep the options, however the subclass reads them."""
+        task = super().__new__(cls)
+        kept = {key: value for key, value in options.items() if key != "backbone"}
+        object.__setattr__(task, "options", kept)  # a Module takes no attributes before its own __init__
+        return task
+
     def __init__(self, backbone: Backbone):
         super().__init__()
         self.backbone = backbone.frozen()
-        self.options: dict[str, Any] = {}
 
     @abstractmethod
     def begin(self, inputs: Tensor) -> State:
@@ -81,47 +88,54 @@ class Task(nn.Module, ABC):
         return self.backbone.prepare(images.to(self.device))
 
 
-_TASKS: dict[str, type[Task]] = {}
+def _adopt(name: str, found: Any) -> tuple[type[Task], str]:
+    """Take a plug-in's task under the name of its entry point."""
+    if not (isinstance(found, type) and issubclass(found, Task)):
+        raise TypeError(f"expected a subclass of skipgym.Task, got {found!r}")
+    if vars(found).get("name", name) != name:
+        raise ValueError(f"expected a task named as its entry point, got {found.__name__} named {found.name!r}")
+    found.name = name
+    return found, first_line(found)
 
 
-def register_task(name: str) -> Callable[[type[Task]], type[Task]]:
-    """Register a task class under a name.
+Class = TypeVar("Class", bound=type[Task])
+
+REGISTRY: Registry[type[Task]] = Registry(
+    "task",
+    group=PLUGINS,
+    adopt=_adopt,
+    ours={name: f"{__package__}.{name.replace('-', '_')}" for name in TASKS},
+)
+
+
+def register_task(name: str) -> Callable[[Class], Class]:
+    """Register a task class under a name, and its Gymnasium id.
 
     Raises:
-        ValueError: If the name is taken.
+        ValueError: If the name is taken, or cannot be made an id.
     """
 
-    def register(task: type[Task]) -> type[Task]:
-        if name in _TASKS:
-            raise ValueError(f"task name: expected a new one, got {name!r}, which is taken. Choose another.")
+    def register(task: Class) -> Class:
+        register_env(name)
+        REGISTRY.add(name, task, first_line(task), module=task.__module__)
         task.name = name
-        _TASKS[name] = task
         return task
 
     return register
 
 
 def task_names() -> dict[str, str]:
-    """Return the registered names with the first line of each task's docstring."""
-    _import_ours()
-    return {name: (task.__doc__ or "").strip().split("\n")[0] for name, task in _TASKS.items()}
+    """Return the known names with the first line of each task's docstring."""
+    return REGISTRY.names()
 
 
 def task_class(name: str) -> type[Task]:
-    """Return a registered task class.
+    """Return a task class by name.
 
     Raises:
         ValueError: If the name is unknown.
     """
-    _import_ours()
-    if name not in _TASKS:
-        raise ValueError(unknown("task", name, _TASKS))
-    return _TASKS[name]
-
-
-def _import_ours() -> None:
-    for name in TASKS:
-        import_module(f".{name.replace('-', '_')}", __package__)
+    return REGISTRY.get(name)
 
 
 def make_task(name: str, backbone: Backbone, **options: Any) -> Task:
@@ -132,8 +146,11 @@ def make_task(name: str, backbone: Backbone, **options: Any) -> Task:
     """
     build = task_class(name)
     try:
-        task = build(backbone, **options)
+        return build(backbone, **options)
     except TypeError as error:
-        raise ValueError(f"options of task {name}: {error}. See help(skipgym.envs.{build.__name__}).") from error
-    task.options = options
-    return task
+        raise ValueError(f"options of task {name}: {error}. See help({_home(build)}.{build.__name__}).") from error
+
+
+def _home(task: type[Task]) -> str:
+    """Return where users import a task from."""
+    return task.__module__.rpartition(".")[0] if task.name in TASKS else task.__module__

@@ -26,6 +26,7 @@ from .methods import check_methods, is_learned
 from .plan import Cell, CompareConfig, cells
 from .report import write_report
 from .summary import Entry, Row, Statics, areas, summarise, verdicts
+from .workers import check_workers
 
 Content = dict[str, Any]
 
@@ -60,13 +61,14 @@ def compare(
         What `results.json` holds.
 
     Raises:
-        ValueError: If a method cannot take the task, a budget cannot be reached, or the directory belongs to another
-            backbone, task or data.
+        ValueError: If a method cannot take the task, a budget cannot be reached, workers would not know a name, or the
+            directory belongs to another backbone, task or data.
         FileExistsError: If the directory holds something else.
         CellsFailedError: If cells failed; the others are kept.
     """
     given = task is not None
     if task is None or data is None:
+        check_workers(config)
         task, data = prepare(config)
     check_methods(config.agents, task)
     for target in config.targets:

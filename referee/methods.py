@@ -4,9 +4,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from ..agents.learner import agent_names, make_learner
-from ..backbones.names import unknown
+from ..agents.learner import REGISTRY, make_learner
 from ..envs.task import Task
+from ..names import unknown
 
 Kind = Literal["RL", "Gumbel", "hybrid", "supervised", "own"]
 
@@ -65,8 +65,8 @@ def method(name: str) -> Method:
     """
     if name in METHODS:
         return METHODS[name]
-    if name not in agent_names():
-        raise ValueError(unknown("agent", name, sorted({*METHODS, *agent_names()})))
+    if REGISTRY.find(name) is None:
+        raise ValueError(unknown("agent", name, {*METHODS, *REGISTRY.known()}))
     return Method(agent=name, kind="own")
 
 

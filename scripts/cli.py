@@ -27,7 +27,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(__version__)
         return 0
     if words[0] not in COMMANDS:
-        from ..backbones.names import unknown
+        from ..names import unknown
 
         print(unknown("command", words[0], COMMANDS), file=sys.stderr)
         return 2

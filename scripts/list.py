@@ -1,10 +1,14 @@
 """`skipgym list`: what can be named."""
 
+import sys
+import warnings
+
 from ..agents.learner import agent_names
 from ..backbones import backbone_names
-from ..backbones.names import unknown
 from ..data import data_names
 from ..envs import REWARDS, task_names
+from ..names import unknown
+from ..registry import PluginWarning, first_line
 
 
 def main(arguments: list[str]) -> int:
@@ -14,7 +18,7 @@ def main(arguments: list[str]) -> int:
         "agents": agent_names,
         "backbones": backbone_names,
         "data": data_names,
-        "rewards": lambda: {name: (kind.__doc__ or "").strip().split("\n")[0] for name, kind in REWARDS.items()},
+        "rewards": lambda: {name: first_line(kind) for name, kind in REWARDS.items()},
     }
     if arguments in (["-h"], ["--help"]):
         print(f"usage: skipgym list [{' | '.join(kinds)}] …")
@@ -24,8 +28,12 @@ def main(arguments: list[str]) -> int:
         if word not in kinds:
             raise ValueError(unknown("kind", word, kinds))
     for kind in arguments or kinds:
+        with warnings.catch_warnings(record=True) as broken:
+            warnings.simplefilter("always", PluginWarning)
+            names = kinds[kind]()
+        for warning in broken:
+            print(f"warning: {warning.message}", file=sys.stderr)
         print(f"{kind}:")
-        names = kinds[kind]()
         width = max(map(len, names))
         for name, description in names.items():
             print(f"  {name:{width}}  {description}")

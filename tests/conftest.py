@@ -1,5 +1,9 @@
-from collections.abc import Callable
+import importlib
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
+import gymnasium as gym
 import pytest
 import torch
 from hypothesis import settings
@@ -7,6 +11,8 @@ from torch import nn
 
 from skipgym.backbones import Backbone, make_backbone
 from skipgym.data import Augment, ImageData, Part
+from skipgym.referee.workers import REGISTRIES
+from skipgym.registry import plugins
 
 torch.set_num_threads(1)  # the networks are tiny: threads would wait for each other
 
@@ -80,3 +86,36 @@ def tiny_images() -> ImageData:
         fingerprint="0" * 16,
         note="made for tests",
     )
+
+
+@pytest.fixture
+def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Path]]:
+    """Return a function that lays out an installed package with entry points, without building one."""
+    monkeypatch.syspath_prepend(tmp_path)
+    modules, ids = set(sys.modules), set(gym.registry)
+    for registry in REGISTRIES.values():
+        registry.names()  # ours are imported once, and register themselves once
+        for attribute, kind in (("registered", dict), ("_broken", dict)):
+            monkeypatch.setattr(registry, attribute, kind(getattr(registry, attribute)))
+
+    def lay_out(package: str, source: str, **points: str) -> Path:
+        """Write the module `package`, and points such as tasks="name = package:Class"."""
+        (tmp_path / f"{package}.py").write_text(source)
+        info = tmp_path / f"{package}-1.0.dist-info"
+        info.mkdir()
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {package}\nVersion: 1.0\n")
+        (info / "entry_points.txt").write_text(
+            "".join(f"[skipgym.{group}]\n{lines}\n" for group, lines in points.items())
+        )
+        plugins.cache_clear()
+        importlib.invalidate_caches()
+        return tmp_path
+
+    yield lay_out
+    for name in set(gym.registry) - ids:
+        del gym.registry[name]
+    for name in set(sys.modules) - modules:
+        if str(getattr(sys.modules[name], "__file__", "")).startswith(str(tmp_path)):
+            del sys.modules[name]
+    monkeypatch.undo()
+    plugins.cache_clear()

@@ -176,7 +176,45 @@ def test_frontier_looks_at_no_more_images_than_it_may(small_backbone):
     assert few == expected != static_frontier(task, part)
 
 
-def test_frontier_of_more_than_two_options_is_refused(task, dark_or_bright):
+class Depth(Task):
+    """One decision of three options: run no block, the first, or all."""
+
+    name = "depth"
+
+    def __init__(self, backbone):
+        super().__init__(backbone)
+        self.horizon, self.decisions, self.observation_shape = 1, (3,), (4,)
+        self.least_macs = backbone.least_macs
+
+    def begin(self, inputs):
+        return State.start(self.backbone.stem(inputs), macs=self.backbone.stem_macs)
+
+    def observe(self, state):
+        return state.features.mean((2, 3))
+
+    def step(self, state, choice):
+        x, macs, blocks = state.features, 0, self.backbone.blocks
+        for index, block in enumerate(blocks):
+            last = block.run if index == 0 else block.bypass
+            x = choice.among([block.bypass, last, block.run], x)
+            macs = macs + choice.cost([block.bypass_macs, block.macs if index == 0 else block.bypass_macs, block.macs])
+        return state.advance(x, macs=macs).finish(self.backbone.head(x), macs=self.backbone.head_macs)
+
+
+def test_frontier_of_more_options_is_that_of_all_paths(small_backbone, dark_or_bright):
+    task, part = Depth(small_backbone), dark_or_bright.policy
+    measured = [measure(Controller(task, StaticPolicy([depth], 1)), part) for depth in range(3)]
+    points = static_frontier(task, part)
+    assert {point.path for point in points} <= {(0,), (1,), (2,)}
+    for point in points:
+        of = measured[point.path[0]]
+        assert (of.accuracy, of.compute) == pytest.approx((point.accuracy, point.compute))
+    best = measure(Controller(task, best_static(task, part, 0.8)), part)
+    assert best.accuracy == max(of.accuracy for of in measured if of.compute <= 0.8)
+
+
+def test_many_paths_of_more_options_are_refused(task, dark_or_bright, monkeypatch):
     task.decisions = (3,)
-    with pytest.raises(ValueError, match="expected decisions of two options"):
+    monkeypatch.setattr(baselines, "EXHAUSTIVE", 4)
+    with pytest.raises(ValueError, match="expected decisions of two options, or at most 16 paths, got 27 paths"):
         static_frontier(task, dark_or_bright.policy)

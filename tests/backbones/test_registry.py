@@ -48,7 +48,7 @@ def test_name_can_be_registered_once():
 
 
 def test_registered_builder_is_used(monkeypatch):
-    monkeypatch.setattr(registry, "_ENTRIES", dict(registry._ENTRIES))
+    monkeypatch.setattr(registry.REGISTRY, "registered", dict(registry.REGISTRY.registered))
 
     @register_backbone("plain", "one block", colour_only=True)
     def build(classes, shape):
@@ -76,7 +76,7 @@ def test_colour_only_backbones_take_three_channels():
     ],
 )
 def test_images_that_do_not_suit_are_refused(monkeypatch, name, shape, message):
-    monkeypatch.setattr(registry, "_ENTRIES", dict(registry._ENTRIES))
+    monkeypatch.setattr(registry.REGISTRY, "registered", dict(registry.REGISTRY.registered))
     register_backbone("small-kernels", "a kernel of 3 without padding")(
         lambda classes, _: (nn.Sequential(nn.Conv2d(3, 3, 3), nn.AvgPool2d(1), nn.Linear(3, classes)), ["0"])
     )

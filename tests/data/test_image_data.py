@@ -21,7 +21,7 @@ def digits() -> ImageData:
 @pytest.fixture
 def registry(monkeypatch):
     """Let a test register data without leaving it behind."""
-    monkeypatch.setattr(registry_module, "_BUILDERS", dict(registry_module._BUILDERS))
+    monkeypatch.setattr(registry_module.REGISTRY, "registered", dict(registry_module.REGISTRY.registered))
 
 
 def test_digits_are_as_documented(digits):
@@ -122,8 +122,8 @@ def test_registered_data_is_loaded_by_name(registry, digits):
 
 
 def test_taken_name_is_refused():
-    with pytest.raises(ValueError, match="'digits' exists already"):
-        register_data("digits", description="again")
+    with pytest.raises(ValueError, match="expected a new one, got 'digits', which is taken by skipgym"):
+        register_data("digits", description="again")(lambda: None)
 
 
 def test_unknown_name_lists_close_and_all_names_and_mentions_paths():

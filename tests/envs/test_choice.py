@@ -63,6 +63,13 @@ def test_soft_mixes_by_weight():
     assert torch.allclose(choice.cost([0, 8]), torch.tensor([6.0, 0.0, 4.0], dtype=torch.float64))
 
 
+def test_branches_may_change_the_number_of_dimensions():
+    images = torch.arange(16.0).view(2, 2, 2, 2)
+    for choice in (Hard(torch.tensor([0, 1])), Soft(torch.eye(2))):
+        pooled = choice.among([lambda x: x.mean((2, 3)), lambda x: x.amax((2, 3))], images)
+        assert pooled.tolist() == [[1.5, 5.5], [11, 15]]
+
+
 def test_gradient_of_soft_cost_is_the_cost_of_each_option():
     weights = torch.tensor([[0.25, 0.75], [0.5, 0.5]], requires_grad=True)
     Soft(weights).cost([3, 8]).sum().backward()

@@ -3,7 +3,10 @@ from itertools import product
 import pytest
 import torch
 
+from skipgym.envs import LayerSkip
 from skipgym.envs.outcomes import candidate_paths, outcomes
+
+from .conftest import World
 
 ALL = list(product((0, 1), repeat=3))
 
@@ -49,6 +52,34 @@ def test_beginnings_are_computed_once_and_all_that_was_computed_is_counted(small
     assert [rows[piece] for piece in pieces] == [7 * times for times in (1, 1, 2, 4, 8)]
     costs = [net.stem_macs, *net.block_macs, net.head_macs]
     assert table.spent == sum(rows[piece] * macs for piece, macs in zip(pieces, costs, strict=True))
+
+
+class Whole(LayerSkip):
+    """One decision, used for one block after the other; a block that is left out hands on the very same tensor."""
+
+    def __init__(self, backbone, *, parts=1):
+        super().__init__(backbone)
+        self.horizon, self.decisions = 1, (2,) * parts
+
+    def step(self, state, choice):
+        x, macs = state.features, 0
+        for index, block in enumerate([*self.backbone.blocks[:1], *self.backbone.blocks]):
+            part = choice if len(self.decisions) == 1 else choice.part(index % 2)
+            x = part.among([block.bypass, block.run], x)
+            macs = macs + part.cost([block.bypass_macs, block.macs])
+        return state.advance(x, macs=macs).finish(self.backbone.head(x), macs=self.backbone.head_macs)
+
+
+@pytest.mark.parametrize("parts", [1, 2])
+def test_decision_that_is_used_several_times_is_followed_each_time(parts, random_backbone, images):
+    task = Whole(random_backbone(), parts=parts)
+    world, paths = World(task, task.prepare(images)), list(product((0, 1), repeat=parts))
+    table = outcomes(task, images, LABELS, paths)
+    for column, path in enumerate(paths):
+        alone = world.follow(torch.tensor(path).view(1, 1, parts).expand(7, -1, -1))
+        assert table.answers[:, column].tolist() == alone.logits.argmax(1).tolist()
+        assert torch.allclose(table.probability[:, column], alone.logits.softmax(1)[range(7), LABELS], atol=1e-5)
+        assert alone.macs.tolist() == [table.macs[column]] * 7
 
 
 class TestCandidates:

@@ -18,6 +18,9 @@ from skipgym.envs import make_task
 from skipgym.referee.cell import Bench
 from skipgym.referee.compare import compare
 from skipgym.referee.plan import cells
+from skipgym.registry import Named
+
+from ..testing.tasks import SoundDepth
 
 ROW = {
     "task", "backbone", "data", "split", "method", "price", "seed", "accuracy", "macs", "policy_macs", "full_macs",
@@ -158,6 +161,13 @@ def test_prices_instead_of_targets(task, data, tiny_config, tmp_path):
     ]
 
 
+def test_decision_of_many_options_is_compared_with_fixed_choices_and_bounds(backbone, data, tiny_config, tmp_path):
+    task, config = SoundDepth(backbone), tiny_config(agents=("gumbel",), targets=(0.7,))
+    rows = compare(config, tmp_path / "out", task=task, data=data, quiet=True)["rows"]
+    assert [row["method"] for row in rows] == ["full", "static", "random", "oracle", "oracle-agree", "gumbel"]
+    assert task.decisions == (4,)
+
+
 @pytest.mark.parametrize("agent", ["ppo", "gumbel", "reinforce"])
 def test_every_method_spends_the_same_in_training(agent, task, data, tiny_config, tmp_path):
     config = tiny_config(agents=(agent,), targets=(0.5,), images=6000, oracle_images=0)
@@ -222,7 +232,7 @@ class Fragile(learner.Learner):
 
 @pytest.fixture
 def fragile(monkeypatch):
-    monkeypatch.setitem(learner._LEARNERS, "fragile", (Fragile, "fails"))
+    monkeypatch.setitem(learner.REGISTRY.registered, "fragile", Named(Fragile, "fails"))
     monkeypatch.setattr(Fragile, "broken", True)
     return Fragile
 

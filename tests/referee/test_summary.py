@@ -6,6 +6,7 @@ import torch
 
 from skipgym.agents import learner
 from skipgym.referee.summary import Entry, Statics, areas, best_of, gain, summarise, verdicts
+from skipgym.registry import Named
 
 
 def entry(method, target, right, *, count=100, seeds=1, compute=None, price=None, **more):
@@ -134,7 +135,7 @@ def test_best_at_a_price_pays_for_its_compute():
 
 
 def test_own_learner_is_a_kind_of_its_own(monkeypatch):
-    monkeypatch.setitem(learner._LEARNERS, "random-forest", (learner.Learner, "somebody's"))
+    monkeypatch.setitem(learner.REGISTRY.registered, "random-forest", Named(learner.Learner, "somebody's"))
     own = entry("random-forest", 0.5, 70)
     assert best_of([own, entry("ppo", 0.5, 90)], "compute0.5", "own") is own
 
@@ -209,7 +210,7 @@ def test_ranges_that_do_not_meet_have_no_area():
 
 
 def test_areas_are_of_learned_methods_with_own_ones_included(monkeypatch):
-    monkeypatch.setitem(learner._LEARNERS, "random-forest", (learner.Learner, "somebody's"))
+    monkeypatch.setitem(learner.REGISTRY.registered, "random-forest", Named(learner.Learner, "somebody's"))
     names = ("random", "static", "oracle", "random-forest", "ppo")
     found = areas([entry(name, target, 50) for name in names for target in (0.2, 0.6)])
     assert [area["method"] for area in found] == ["random-forest", "ppo"]
