@@ -49,7 +49,8 @@ def test_random_and_static_keep_to_their_budget(tmp_path):
         assert main(["evaluate", method, "--compute", "0.5", "--split", "val", "--out", str(out)]) == 0
         (row,) = json.loads((out / "results.json").read_text())["rows"]
         assert row["method"] == method
-        assert row["compute"] == pytest.approx(0.5, abs=0.03 if method == "random" else 0.06)
+        least = 0.47 if method == "random" else 0.5 - 1 / 9  # a subset may leave up to a block unspent
+        assert least <= row["compute"] <= (0.53 if method == "random" else 0.5)
 
 
 def test_run_tells_answer_and_what_was_executed(run, digit, capsys):
