@@ -1,10 +1,8 @@
 """Cluttered digits: a digit somewhere on a canvas, sometimes amid pieces of others. Easy and hard images by design."""
 
-import math
 from dataclasses import dataclass, replace
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from .digits import digits
@@ -21,7 +19,7 @@ SHARES = Shares(test=0.25, val=0.2, policy=0.28)
 
 @dataclass(frozen=True, kw_only=True)
 class Clutter:
-    """How a digit is drawn on a canvas, and what lies beside it.
+    """What lies on a canvas beside the digit.
 
     Raises:
         ValueError: If digit or pieces do not fit.
@@ -37,27 +35,20 @@ class Clutter:
     """Likewise, at most."""
     piece: int = 4
     """Height and width of a piece, cut out of another digit of the same part."""
-    turn: float = 12.0
-    """Largest angle by which a digit is turned, in degrees."""
-    stretch: float = 0.1
-    """Largest share by which it is stretched or shrunk, in height and width apart."""
 
     def __post_init__(self) -> None:
         """Check the ranges."""
         fits = self.size >= 8 and 1 <= self.piece <= 8
-        bent = 0 <= self.turn <= 180 and 0 <= self.stretch < 1
-        if not (fits and bent and 0 <= self.share <= 1 and 0 <= self.fewest <= self.most):
+        if not (fits and 0 <= self.share <= 1 and 0 <= self.fewest <= self.most):
             raise ValueError(
-                "clutter: expected a canvas of at least 8 pixels, pieces of 1 … 8, a share within 0 … 1, fewest <= "
-                f"most, a turn of 0 … 180 and a stretch from 0 to below 1, got {self}."
+                "clutter: expected a canvas of at least 8 pixels, pieces of 1 … 8, a share within 0 … 1 and "
+                f"fewest <= most, got {self}."
             )
 
 
 @register_data("cluttered-digits", description="a digit on a 12x12 canvas, one in four amid clutter, grey, embedded")
 def cluttered_digits() -> Source:
-    """Return scikit-learn's digits, a little turned and stretched, on canvases of 12 x 12.
-
-    A quarter of them lie amid two to five pieces of other digits.
+    """Return scikit-learn's digits on canvases of 12 x 12, a quarter of them amid two to five pieces of other digits.
 
     The digits are split first, so that no part holds a digit, or a piece of one, of another.
     """
@@ -95,20 +86,8 @@ def canvases(part: Part, clutter: Clutter, generator: torch.Generator) -> tuple[
         put = _places(len(rows), size - clutter.piece + 1, generator)
         _lay(canvas, rows, put, others[_window(torch.arange(len(rows)), cut, clutter.piece)])
     places = _places(count, size - 8 + 1, generator)
-    _lay(canvas, torch.arange(count), places, bent(part.images, clutter, generator)[:, 0])
+    _lay(canvas, torch.arange(count), places, part.images[:, 0])
     return Part(canvas.unsqueeze(1), part.labels), places, pieces
-
-
-def bent(images: Tensor, clutter: Clutter, generator: torch.Generator) -> Tensor:
-    """Turn and stretch images at random, each by its own amount. Shape (N, 1, H, W), uint8."""
-    angle, *stretch = (2 * torch.rand(len(images), generator=generator) - 1 for _ in range(3))
-    angle = angle * math.radians(clutter.turn)
-    height, width = (1 / (1 + clutter.stretch * amount) for amount in stretch)
-    zero = torch.zeros_like(angle)
-    rows = (angle.cos() * width, -angle.sin() * width, zero), (angle.sin() * height, angle.cos() * height, zero)
-    theta = torch.stack([torch.stack(row, 1) for row in rows], 1)  # (N, 2, 3)
-    grid = F.affine_grid(theta, list(images.shape), align_corners=False)
-    return F.grid_sample(images.float(), grid, align_corners=False).round().to(torch.uint8)
 
 
 def _places(count: int, options: int, generator: torch.Generator) -> Tensor:

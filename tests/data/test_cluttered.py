@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from skipgym.data import Part, load
-from skipgym.data.cluttered import COPIES, Clutter, bent, canvases
+from skipgym.data.cluttered import COPIES, Clutter, canvases
 
 
 @pytest.fixture(scope="module")
@@ -36,36 +36,19 @@ def test_every_part_has_canvases_of_digits_of_its_own(data):
     assert data.image_shape == (1, 12, 12)
 
 
-STRAIGHT = {"turn": 0.0, "stretch": 0.0}
-
-
 def test_a_canvas_without_clutter_holds_its_digit_and_nothing_else(digits):
-    made, places, pieces = canvases(digits, Clutter(size=20, share=0.0, **STRAIGHT), generator())
+    made, places, pieces = canvases(digits, Clutter(size=20, share=0.0), generator())
     assert torch.equal(window(made.images, places), digits.images[:, 0])
     assert torch.equal(made.images.sum((1, 2, 3)), digits.images.sum((1, 2, 3)))
     assert pieces.tolist() == [0] * len(digits)
 
 
 def test_clutter_only_adds_to_the_digit(digits):
-    clutter = Clutter(size=16, share=1.0, fewest=4, most=4, **STRAIGHT)
+    clutter = Clutter(size=16, share=1.0, fewest=4, most=4)
     made, places, pieces = canvases(digits, clutter, generator())
     assert bool((window(made.images, places) >= digits.images[:, 0]).all())
     assert bool((made.images.sum((1, 2, 3)) > digits.images.sum((1, 2, 3))).float().mean() > 0.9)
     assert pieces.tolist() == [4] * len(digits)
-
-
-def test_a_quarter_turn_turns_a_digit_by_at_most_a_quarter(digits, monkeypatch):
-    monkeypatch.setattr(torch, "rand", lambda count, **_: torch.ones(count))  # the largest turn of all
-    turned = bent(digits.images, Clutter(turn=90.0, stretch=0.0), generator())
-    assert torch.equal(turned, digits.images.rot90(1, (2, 3)))
-
-
-def test_digits_are_bent_each_in_its_own_way_and_stay_recognisable(digits):
-    one = digits.images[:1].expand(50, -1, -1, -1)
-    made = bent(one, Clutter(), generator()).float().flatten(1)
-    assert len(made.unique(dim=0)) == 50
-    alike = torch.nn.functional.cosine_similarity(made, one.float().flatten(1))
-    assert alike.min() > 0.8
 
 
 def test_share_and_number_of_pieces_are_as_asked(digits):
@@ -86,9 +69,7 @@ def test_embedded_canvases_are_the_same_each_time(data):
     assert load("cluttered-digits").fingerprint == data.fingerprint
 
 
-@pytest.mark.parametrize(
-    "wrong", [{"size": 7}, {"piece": 9}, {"share": 1.5}, {"fewest": 3, "most": 2}, {"turn": -1}, {"stretch": 1.0}]
-)
+@pytest.mark.parametrize("wrong", [{"size": 7}, {"piece": 9}, {"share": 1.5}, {"fewest": 3, "most": 2}])
 def test_clutter_that_does_not_fit_is_refused(wrong):
     with pytest.raises(ValueError, match="clutter: expected a canvas of at least 8 pixels"):
         Clutter(**wrong)
