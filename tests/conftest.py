@@ -42,11 +42,18 @@ def randomise() -> Callable[..., nn.Module]:
 
 
 def equip(backbone: Backbone, randomise: Callable[..., nn.Module], seed: int = 0) -> Backbone:
-    """Let a backbone carry random exits after its first and its second block, so that every task can take it."""
+    """Let a backbone carry random exits and two smaller networks, so that every task can take it."""
+    classes, shape = backbone.num_classes, backbone.input_shape
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        exits = [Exit(n, backbone.blocks[n - 1].out_shape, backbone.num_classes) for n in (1, 2)]
-    return backbone.with_exits([randomise(one, seed).eval() for one in exits])
+        exits = [Exit(n, backbone.blocks[n - 1].out_shape, classes) for n in (1, 2)]
+        smaller = [
+            make_backbone(f"resnet8-w{width}", num_classes=classes, input_shape=shape, mean=[mean] * shape[0])
+            for width, mean in ((2, 0.4), (3, 0.5))
+        ]
+    for module in (*exits, *(one.network for one in smaller)):
+        randomise(module, seed)
+    return backbone.with_exits(exits).with_smaller(smaller)
 
 
 @pytest.fixture(scope="session")
