@@ -245,7 +245,7 @@ def threshold_at_price(
 
 def curve(seen: Seen, score: Score, points: int = 50) -> list[Tensor]:
     """Return the thresholds for budgets from the cheapest way through to the dearest, in even steps."""
-    budgets = torch.linspace(float(seen.compute[0]), float(seen.compute[-1]), points).tolist()
+    budgets = torch.linspace(float(seen.compute[0]), float(seen.compute[-1]), points, dtype=torch.double).tolist()
     return [calibrate(seen, score, budget) for budget in budgets]
 
 
