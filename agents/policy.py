@@ -158,7 +158,9 @@ def make_policy(config: dict[str, Any]) -> Policy:
         layout = Layout(tuple(config["layout"]["shape"]), config["layout"]["positions"], config["layout"]["priced"])
         gate = Gate(layout, config["decisions"], hidden=config["hidden"], recurrent=config["recurrent"])
         return GatePolicy(gate, shift=config.get("shift", 0.0))
-    raise ValueError(f"policy: expected kind gate, path, static or threshold, got {config['kind']!r}. It needs a newer skipgym.")
+    raise ValueError(
+        f"policy: expected kind gate, path, static or threshold, got {config['kind']!r}. It needs a newer skipgym."
+    )
 
 
 def full_policy(task: Task) -> StaticPolicy:
@@ -188,7 +190,7 @@ class Decider:
         """Decide for a cohort."""
         self.macs[state.rows] += self.policy.macs_at(state.position)
         memory = None if self.memory is None else self.memory[state.rows]
-        seen = self.task.answer(state) if self.policy.sees_answer else self.task.observe(state)
+        seen = self.task.answer_now(state) if self.policy.sees_answer else self.task.observe(state)
         actions, memory = self.policy.act(seen, state, self.price[state.rows], memory)
         if memory is not None:
             if self.memory is None:

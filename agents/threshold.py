@@ -148,14 +148,15 @@ class _Watch:
     """Goes on at every exit, and notes what each answer looks like; all rows stay together."""
 
     def __init__(self, task: Task, score: Score, count: int):
-        self.task, self.score, self.on = task, score, torch.ones(count, dtype=torch.long, device=task.device)
+        self.task, self.on = task, torch.ones(count, dtype=torch.long, device=task.device)
+        self.score: Score = score
         self.memory: Tensor | None = None
         self.scores: list[Tensor] = []
         self.answers: list[Tensor] = []
         self.macs: list[float] = []
 
     def __call__(self, state: State) -> Hard:
-        logits = self.task.answer(state)
+        logits = self.task.answer_now(state)
         scores, self.memory = _score(self.score, logits, self.memory)
         self.scores.append(scores)
         self.answers.append(logits.argmax(1))

@@ -115,7 +115,9 @@ def _with_exits(
     backbone = train_exits(backbone, data, recipe, device=device, quiet=quiet)
     card = exit_card(backbone, data, asdict(recipe))
     write_exits(weights, backbone, card)
-    told = zip([f"after block {one.after}" for one in backbone.exits], card["accuracy"]["test"]["of each"], strict=False)
+    told = zip(
+        [f"after block {one.after}" for one in backbone.exits], card["accuracy"]["test"]["of each"], strict=False
+    )
     _say(quiet, f"exits: test accuracy {', '.join(f'{where} {share:.2%}' for where, share in told)}")
     return backbone
 

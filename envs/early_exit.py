@@ -65,7 +65,9 @@ class EarlyExit(ExitTask):
         self.bounds = [0, *self.places, len(net.blocks)]
         self.used = [carried.index(place) for place in self.places]
         heads = [*(net.exits[index].macs for index in self.used), net.head_macs]
-        macs = [sum(net.block_macs[a:b]) + head for a, b, head in zip(self.bounds, self.bounds[1:], heads, strict=False)]
+        macs = [
+            sum(net.block_macs[a:b]) + head for a, b, head in zip(self.bounds, self.bounds[1:], heads, strict=False)
+        ]
         self.set_stages(macs, [net.blocks[end - 1].out_shape for end in self.bounds[1:]])
 
     @classmethod

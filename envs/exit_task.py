@@ -77,7 +77,7 @@ class ExitTask(Task):
         logits = self.head(0, x)
         return State.start(x, macs=self.least_macs, logits=logits, votes=torch.zeros_like(logits))
 
-    def answer(self, state: State) -> Tensor:
+    def answer_now(self, state: State) -> Tensor:
         """Return the logits of the stage that rows have come through."""
         return state.memory["logits"]
 
@@ -90,7 +90,7 @@ class ExitTask(Task):
         return torch.cat([seen, F.pad(features, (0, self.width - features.shape[1]))], 1)
 
     def step(self, state: State, choice: Choice) -> State:
-        """Let rows leave with the answer that they have; run the next stage on the others, who answer after the last."""
+        """Let rows leave with the answer that they have, and run the next stage on the others."""
         stage, before = state.position + 1, state.memory["logits"]
         votes = state.memory["votes"] + F.one_hot(before.argmax(1), before.shape[1])
         x = choice.only(1, partial(self.run, stage), state.features, self.stage_shapes[stage])

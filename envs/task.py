@@ -33,7 +33,7 @@ class Task(nn.Module, ABC):
         full_macs: Cost of the backbone untouched.
         most_macs: Cost of the last option everywhere; more than `full_macs` where to decide costs something, as heads
             that are passed do.
-        has_exits: Whether each decision has two options, 0 to answer now with `answer`, 1 to go on.
+        has_exits: Whether each decision has two options, 0 to answer now with `answer_now`, 1 to go on.
     """
 
     name: ClassVar[str] = ""
@@ -68,7 +68,7 @@ class Task(nn.Module, ABC):
     def step(self, state: State, choice: Choice) -> State | list[State]:
         """Return what one decision makes of each row; several cohorts where positions part."""
 
-    def answer(self, state: State) -> Tensor:
+    def answer_now(self, state: State) -> Tensor:
         """Return the logits that rows would answer with now, for nothing more. Shape (N, classes).
 
         Raises:

@@ -63,7 +63,7 @@ class TellAtOnce(Tell):
 
 
 class Enough(ExitTask):
-    """An early exit with a known optimum: its first answer is right and sure of bright images, wrong and unsure of dark.
+    """An early exit with a known optimum: the first answer is sure and right of bright images, of dark ones neither.
 
     The second is right of all and costs a tenth of the full network more.
     """

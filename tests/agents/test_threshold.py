@@ -117,8 +117,8 @@ def test_thresholds_out_of_range_are_refused(score, thresholds):
 
 
 def test_too_few_thresholds_are_refused(task, part):
+    policy = ThresholdPolicy("max-softmax", [1.0, 1.0])
     with pytest.raises(ValueError, match="expected one for each exit, got 2 at exit 3"):
-        policy = ThresholdPolicy("max-softmax", [1.0, 1.0])
         policy.act(torch.zeros(1, 4), type("S", (), {"position": 2})(), torch.zeros(1), None)
 
 
@@ -143,7 +143,9 @@ class TestOtherMethodsOnExits:
         low, high = (macs / task.full_macs for macs in (task.least_macs, task.most_macs))
         for share in (0.2, 0.5, 0.8):
             compute = low + share * (high - low)
-            assert measure(Controller(task, random_policy(task, compute)), many).compute == pytest.approx(compute, rel=0.03)
+            assert measure(Controller(task, random_policy(task, compute)), many).compute == pytest.approx(
+                compute, rel=0.03
+            )
         assert (random_rate(task, low), random_rate(task, high)) == pytest.approx((0.0, 1.0), abs=1e-5)
 
     def test_static_always_leaves_at_one_exit(self, task, part):

@@ -1,4 +1,4 @@
-"""Exits: where they may be, what they cost, how they are trained, that the network is not touched, how they are kept."""
+"""Exits: where they may be, what they cost, how they are trained and kept, and that the network is not touched."""
 
 import json
 
@@ -32,7 +32,7 @@ class TestPlaces:
 
     def test_even_ones_part_the_cost(self):
         assert even_places([1] * 8) == (2, 4, 6)
-        assert even_places([6, 1, 1, 1, 1, 2]) == (1, 4) or even_places([6, 1, 1, 1, 1, 2])[0] == 1
+        assert even_places([6, 1, 1, 1, 1, 2]) == (1, 4)
         assert even_places([1, 1]) == (1,)
 
 
@@ -68,7 +68,9 @@ class TestTraining:
 
     def test_same_recipe_gives_the_same_exits(self, bare, tiny_images):
         first, again = (exit_tensors(train_exits(bare, tiny_images, RECIPE).exits) for _ in range(2))
-        other = exit_tensors(train_exits(bare, tiny_images, ExitRecipe(places=(1, 2), epochs=2, batch_size=4, seed=1)).exits)
+        other = exit_tensors(
+            train_exits(bare, tiny_images, ExitRecipe(places=(1, 2), epochs=2, batch_size=4, seed=1)).exits
+        )
         assert digest(first) == digest(again) != digest(other)
 
     def test_loss_is_that_of_the_papers(self):
@@ -87,7 +89,10 @@ class TestTraining:
         recipe = ExitRecipe(places=(2,), epochs=200, batch_size=8, alpha=0.0, lr=0.02)
         trained = train_exits(bare, tiny_images, recipe).frozen()
         (x,), last = features_at(trained, trained.prepare(tiny_images.train.images), (2,))
-        assert F.kl_div(trained.exits[0](x).log_softmax(1), last.log_softmax(1), reduction="batchmean", log_target=True) < 0.2
+        assert (
+            F.kl_div(trained.exits[0](x).log_softmax(1), last.log_softmax(1), reduction="batchmean", log_target=True)
+            < 0.2
+        )
 
     @pytest.mark.parametrize(
         ("options", "match"),
@@ -103,7 +108,9 @@ class TestTraining:
             ExitRecipe(**options)
 
     def test_without_embedded_data_the_command_is_told(self, bare, tiny_images):
-        with pytest.raises(ValueError, match=r"exits of resnet8-w4: expected them beside its weights.*pretrain .*--init"):
+        with pytest.raises(
+            ValueError, match=r"exits of resnet8-w4: expected them beside its weights.*pretrain .*--init"
+        ):
             pretrained_exits(bare, tiny_images)
 
 

@@ -161,9 +161,9 @@ class TestObservation:
 
     def test_agreement_counts_the_exits_passed(self, task):
         state = task.begin(task.prepare(IMAGES))
-        first = task.answer(state).argmax(1)
+        first = task.answer_now(state).argmax(1)
         state = task.step(state, Hard(torch.ones(6, dtype=torch.long)))
-        assert task.observe(state)[:, 3].tolist() == (task.answer(state).argmax(1) == first).float().tolist()
+        assert task.observe(state)[:, 3].tolist() == (task.answer_now(state).argmax(1) == first).float().tolist()
 
     def test_features_are_shown_on_request(self, tiny_backbone):
         task = make_task("early-exit", tiny_backbone, pooled=1)
@@ -239,7 +239,9 @@ class TestCascadeOptions:
         net = make_backbone("resnet8-w4", num_classes=4, input_shape=(1, 8, 8))
         with pytest.raises(ValueError, match="small_weights: expected one file for each of resnet8-w2, got 2"):
             find_task("cascade", net, tiny_images, small="resnet8-w2", small_weights="a b")
-        with pytest.raises(ValueError, match="small_weights a: expected weights that have not seen the policy's images"):
+        with pytest.raises(
+            ValueError, match="small_weights a: expected weights that have not seen the policy's images"
+        ):
             find_task("cascade", net, tiny_images, small="resnet8-w2", small_weights="a")
 
 
