@@ -106,7 +106,6 @@ def test_list_names_everything(capsys):
         (["evaluate", "threshold"], "expected a task whose backbone has exits, got layer-skip"),
         (["evaluate", "threshold", "--task", "early-exit", "--compute", "2"], "compute: expected between"),
         (["evaluate", "full", "--task", "early-exit", "--task-options", "exits", "5 2"], "exits: expected one or more"),
-        (["pretrain", "--exits", "5", "2", "--out", "nowhere"], "rising numbers of blocks"),
         (["run", "nowhere", "x.png"], "Check the path"),
     ],
 )
