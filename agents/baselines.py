@@ -9,9 +9,11 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..data import Part
+from ..envs.choice import Soft
 from ..envs.outcomes import Path, outcomes
-from ..envs.rollout import Run, rollout
+from ..envs.rollout import Run, relax, rollout
 from ..envs.task import Task
+from .budget import lowest
 from .policy import Decider, RandomPolicy, StaticPolicy
 
 EXHAUSTIVE = 10
@@ -34,8 +36,19 @@ def random_rate(task: Task, compute: float) -> float:
         ValueError: If even leaving everything out costs more.
     """
     check_budget(task, compute)
-    least = task.least_macs / task.full_macs
-    return min(1.0, (compute - least) / (1 - least))
+    least, most = (macs / task.full_macs for macs in (task.least_macs, task.most_macs))
+    if not task.has_exits:  # each piece is decided about, so that cost is linear in the rate
+        return min(1.0, (compute - least) / (most - least))
+    inputs = task.prepare(torch.zeros((1, *task.backbone.input_shape)))
+    start = task.begin(inputs)
+
+    def spent(out: float) -> float:
+        """Return the expected compute when a share `out` of those who come to an exit leave there."""
+        weights = torch.tensor([[out, 1 - out]], device=task.device)
+        return float(relax(task, start, lambda _: Soft(weights)).macs) / task.full_macs
+
+    with torch.inference_mode():
+        return 1 - lowest(spent, compute, 0.0, 1.0, steps=20)
 
 
 def random_policy(task: Task, compute: float, *, seed: int = 0) -> RandomPolicy:
@@ -127,6 +140,8 @@ def _slope(a: StaticPoint, b: StaticPoint) -> float:
 
 def _all_paths(task: Task) -> list[Path]:
     """Return every path where they are few, none where subsets of binary pieces are to be searched for."""
+    if task.paths is not None:
+        return task.paths
     options = list(task.decisions) * task.horizon
     if prod(options) <= 2**EXHAUSTIVE:
         return list(product(*map(range, options)))
@@ -140,10 +155,11 @@ def _all_paths(task: Task) -> list[Path]:
 
 def check_budget(task: Task, compute: float) -> None:
     """Raise a ValueError if a share of the full network's MACs cannot be reached."""
-    least = task.least_macs / task.full_macs
-    if not least <= compute <= 1:
+    least, most = (macs / task.full_macs for macs in (task.least_macs, task.most_macs))
+    if not least <= compute <= most:
         raise ValueError(
-            f"compute: expected between {least:.3f} (everything left out) and 1, got {compute}. Choose one in between."
+            f"compute: expected between {least:.3f} (everything left out) and {most:.4g}, got {compute}. "
+            "Choose one in between."
         )
 
 

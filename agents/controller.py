@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from ..backbones import Backbone, make_backbone
+from ..backbones.carried import carried_tensors, describe_carried, with_carried
 from ..backbones.registry import load_state
 from ..envs.rollout import Run, rollout
 from ..envs.task import Task, make_task
@@ -91,7 +92,7 @@ class Controller(nn.Module):
         return rollout(self.task, inputs, decider), decider.macs
 
     def save(self, path: str | Path) -> Path:
-        """Write a directory: `controller.json`, `policy.safetensors`, `backbone.safetensors`.
+        """Write a directory: `controller.json`, `policy.safetensors`, `backbone.safetensors`, and what that carries.
 
         Raises:
             FileExistsError: If the path exists.
@@ -103,7 +104,8 @@ class Controller(nn.Module):
         scratch = Path(tempfile.mkdtemp(dir=path.parent))  # renamed when whole, so that no half of it is ever seen
         try:
             _save_tensors(self.policy, scratch / "policy.safetensors")
-            _save_tensors(self.task.backbone.network, scratch / "backbone.safetensors")
+            for name, tensors in carried_tensors(self.task.backbone).items():
+                save_file(tensors, scratch / f"{name}.safetensors")
             files = {name.name: _sha256(name.read_bytes()) for name in sorted(scratch.iterdir())}
             content = {**self.config(), "files": files}
             (scratch / "controller.json").write_text(json.dumps({**content, "sha256": _hash(content)}, indent=2) + "\n")
@@ -119,6 +121,7 @@ class Controller(nn.Module):
             "format": FORMAT,
             "task": {"name": self.task.name, "options": self.task.options},
             "backbone": self.task.backbone.config,
+            **describe_carried(self.task.backbone),
             "policy": self.policy.config(),
             "price": self.price,
             "macs": {"full": self.task.full_macs, "policy_decision": self.policy.macs},
@@ -149,6 +152,7 @@ class Controller(nn.Module):
                 )
             backbone = make_backbone(**content["backbone"])
         load_state(backbone, tensors["backbone.safetensors"], str(path))
+        backbone = with_carried(backbone, content, tensors, str(path))
         policy = make_policy(content["policy"])
         policy.load_state_dict(tensors["policy.safetensors"])
         task = make_task(content["task"]["name"], backbone, **content["task"]["options"])

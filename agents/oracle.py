@@ -95,6 +95,8 @@ def paths_to_follow(task: Task, limit: int) -> tuple[list[Path], bool]:
     Raises:
         ValueError: If there are more than `limit`, of decisions that have not two options.
     """
+    if task.paths is not None and len(task.paths) <= limit:
+        return task.paths, True
     pieces = list(task.decisions) * task.horizon
     count = prod(pieces)
     if count <= limit:

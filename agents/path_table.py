@@ -99,7 +99,7 @@ def search(setting: Setting, options: PathTableOptions, generator: torch.Generat
     The best of many on few images are partly lucky; so several of each class are looked at again on other images.
     """
     full = (1,) * len(setting.task.pieces)
-    paths = candidate_paths(len(full), options.search_paths)
+    paths = setting.task.paths or candidate_paths(len(full), options.search_paths)
     paths = _best(setting, options, paths, options.search_images, SHORTLIST, generator)
     paths = _best(setting, options, paths, RECHECK * options.search_images, 1, generator)
     return sorted({*paths, full})

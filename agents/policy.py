@@ -21,17 +21,19 @@ class Policy(nn.Module, ABC):
     Attributes:
         macs: Cost of one decision, in MACs of one row.
         priced: Whether it must be told the price of compute.
+        sees_answer: Whether it looks at the answer that a row would give now, not at what the task observes.
     """
 
     macs: int = 0
     priced: bool = False
+    sees_answer: bool = False
 
     @abstractmethod
     def act(self, features: Tensor, state: State, price: Tensor, memory: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Decide.
 
         Args:
-            features: What the task observes. Shape (N, ...).
+            features: What the task observes, or the logits that it would answer with. Shape (N, ...).
             state: The cohort.
             price: Of compute. Shape (N,).
             memory: What the last call returned for these rows; None at first.
@@ -146,13 +148,19 @@ def make_policy(config: dict[str, Any]) -> Policy:
         from .path_policy import path_policy
 
         return path_policy(config)
+    if config["kind"] == "threshold":
+        from .threshold import ThresholdPolicy
+
+        return ThresholdPolicy(config["score"], config["thresholds"])
     if config["kind"] == "static":
         return StaticPolicy(config["actions"], config["parts"])
     if config["kind"] == "gate":
         layout = Layout(tuple(config["layout"]["shape"]), config["layout"]["positions"], config["layout"]["priced"])
         gate = Gate(layout, config["decisions"], hidden=config["hidden"], recurrent=config["recurrent"])
         return GatePolicy(gate, shift=config.get("shift", 0.0))
-    raise ValueError(f"policy: expected kind gate, path or static, got {config['kind']!r}. It needs a newer skipgym.")
+    raise ValueError(
+        f"policy: expected kind gate, path, static or threshold, got {config['kind']!r}. It needs a newer skipgym."
+    )
 
 
 def full_policy(task: Task) -> StaticPolicy:
@@ -182,7 +190,8 @@ class Decider:
         """Decide for a cohort."""
         self.macs[state.rows] += self.policy.macs_at(state.position)
         memory = None if self.memory is None else self.memory[state.rows]
-        actions, memory = self.policy.act(self.task.observe(state), state, self.price[state.rows], memory)
+        seen = self.task.answer_now(state) if self.policy.sees_answer else self.task.observe(state)
+        actions, memory = self.policy.act(seen, state, self.price[state.rows], memory)
         if memory is not None:
             if self.memory is None:
                 self.memory = memory.new_zeros(len(self.price), *memory.shape[1:])

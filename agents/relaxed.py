@@ -206,14 +206,18 @@ def attempt(task: Task, gate: Gate, dealt: tuple[State, Tensor, Tensor], draw: D
 
 
 def _tally(task: Task, trial: Trial) -> Tally:
-    """Return the figures of a trial. The backward pass through the backbone is counted like the forward one."""
+    """Return the figures of a trial. The backward pass through the backbone is counted like the forward one.
+
+    There is none where a task has exits: what goes on is not mixed, so that gradients reach the gates by the answers'
+    shares alone. Its last head is part of its last stage.
+    """
     tally, actions = Tally(len(task.pieces)), trial.decider.actions
     tally.count(0, actions)
-    compute, begun = trial.compute.detach(), trial.decider.before[0]
+    compute, begun, spent = trial.compute.detach(), trial.decider.before[0], sum(trial.decider.spent)
     tally.finish(
         reward=-trial.error.detach() - trial.price * compute,
         correct=(trial.run.logits.argmax(1) == trial.labels).float(),
         compute=compute,
-        backbone_macs=begun + 2 * (sum(trial.decider.spent) + task.backbone.head_macs),
+        backbone_macs=begun + (spent if task.has_exits else 2 * (spent + task.backbone.head_macs)),
     )
     return tally

@@ -10,10 +10,10 @@ from typing import Literal
 import torch
 
 from ..data import ImageData, Part
-from ..envs.build import AugmentLevel, check_fit, choose_augment, find_backbone, find_data
+from ..envs.build import AugmentLevel, check_fit, choose_augment, find_backbone, find_data, find_task
 from ..envs.engine import Price
 from ..envs.rewards import Reward, make_reward
-from ..envs.task import Task, make_task, task_class
+from ..envs.task import Task, task_class
 from .baselines import check_budget, full_accuracy
 from .budget import Lagrange, lowest, lowest_price
 from .controller import Controller
@@ -112,7 +112,7 @@ def prepare(subject: Subject) -> tuple[Task, ImageData]:
     """
     data = find_data(subject.data, subject.weights)
     backbone = find_backbone(subject.backbone, data, subject.weights)
-    task = make_task(subject.task, backbone, **subject.task_options)
+    task = find_task(subject.task, backbone, data, **subject.task_options)
     check_fit(task, data)
     return task, data
 

@@ -1,7 +1,6 @@
 """A vision network cut where a decision can fall: stem, blocks, head, and what each piece costs."""
 
 import copy
-import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
@@ -11,6 +10,7 @@ from torch.fx.experimental.optimization import fuse
 
 from .cost import count_macs
 from .cut import cut
+from .exits import Exit, check_places, digest, exit_tensors
 
 # What torchvision and most published networks were trained with; for one channel, its average.
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -75,6 +75,9 @@ class Backbone(nn.Module):
         full_macs: Cost of executing everything.
         config: How to build it again (JSON), where it came from the registry.
         is_frozen: Whether this is a copy for execution, see `frozen`.
+        exits: Heads that answer from part of the way, in their order; none but by `with_exits`.
+        smaller: Other networks that answer the same question for less, from the cheapest on; none but by
+            `with_smaller`.
     """
 
     def __init__(
@@ -96,6 +99,8 @@ class Backbone(nn.Module):
         self.std = tuple(std or (IMAGENET_STD if colour else GREY_STD * input_shape[0]))
         self.config: dict[str, Any] = {}
         self.is_frozen = False
+        self.exits: Sequence[Exit] = nn.ModuleList()  # pyright: ignore[reportAttributeAccessIssue]
+        self.smaller: Sequence[Backbone] = nn.ModuleList()  # pyright: ignore[reportAttributeAccessIssue]
         was_training = network.training
         network.eval()
         self._cut(blocks, bypass or {})
@@ -187,11 +192,61 @@ class Backbone(nn.Module):
 
     def fingerprint(self) -> str:
         """Return a hash of every parameter and buffer of the network, with their names."""
-        digest = hashlib.sha256()
-        for key, value in sorted(self.network.state_dict().items()):
-            digest.update(f"{key} {value.dtype} {tuple(value.shape)}".encode())
-            digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
-        return digest.hexdigest()[:16]
+        return digest(self.network.state_dict())
+
+    def identity(self) -> str:
+        """Return the fingerprints of the network and of all that it carries, joined by a plus."""
+        carried = [digest(exit_tensors(self.exits))] if self.exits else []
+        return "+".join([self.fingerprint(), *carried, *(one.identity() for one in self.smaller)])
+
+    def with_exits(self, exits: Sequence[Exit]) -> Self:
+        """Return a copy that carries these exits; network and pieces are as they were.
+
+        Raises:
+            ValueError: If they are out of order, or do not fit the blocks that they come after.
+        """
+        check_places([one.after for one in exits], len(self.blocks))
+        for one in exits:
+            expected = self.blocks[one.after - 1].out_shape, self.num_classes
+            if (one.in_shape, one.linear.out_features) != expected:
+                raise ValueError(
+                    f"exit after block {one.after}: expected one from {expected[0]} to {expected[1]} classes, got one "
+                    f"from {one.in_shape} to {one.linear.out_features}. It belongs to another network."
+                )
+        clone = copy.deepcopy(self)
+        clone.exits = nn.ModuleList(copy.deepcopy(list(exits)))  # pyright: ignore[reportAttributeAccessIssue]
+        return clone._settled()
+
+    def with_smaller(self, smaller: Sequence["Backbone"]) -> Self:
+        """Return a copy that carries smaller networks.
+
+        Raises:
+            ValueError: If they do not rise in cost, up to this one's, or take other images or give other classes.
+        """
+        rising = [one.full_macs for one in (*smaller, self)]
+        if not smaller or rising != sorted(set(rising)):
+            raise ValueError(
+                f"smaller networks: expected one or more that rise in cost up to {self.name}'s {self.full_macs:,} "
+                f"MACs, got {', '.join(f'{one.name} with {one.full_macs:,}' for one in smaller) or 'none'}. "
+                "Name them from small to large."
+            )
+        for one in smaller:
+            if (one.input_shape, one.num_classes) != (self.input_shape, self.num_classes):
+                raise ValueError(
+                    f"smaller network {one.name}: expected images of {self.input_shape} and {self.num_classes} classes "
+                    f"as {self.name} has, got {one.input_shape} and {one.num_classes}. Train it on the same data."
+                )
+        clone = copy.deepcopy(self)
+        clone.smaller = nn.ModuleList(copy.deepcopy(list(smaller)))  # pyright: ignore[reportAttributeAccessIssue]
+        return clone._settled()
+
+    def _settled(self) -> Self:
+        """Return itself, with all that it carries on its device, and as frozen as it is."""
+        self.to(next(self.network.parameters()).device)
+        if self.is_frozen:
+            self.smaller = nn.ModuleList(one.frozen() for one in self.smaller)  # pyright: ignore[reportAttributeAccessIssue]
+            self.eval().requires_grad_(False)
+        return self
 
     def frozen(self) -> Self:
         """Return a copy for execution: gradients off, eval mode for ever, BatchNorm folded in the pieces.
@@ -206,6 +261,7 @@ class Backbone(nn.Module):
         clone.head = _fold(clone.head, clone.blocks[-1].out_shape)
         for block in clone.blocks:
             block.body, block.shortcut = _fold(block.body, block.in_shape), _fold(block.shortcut, block.in_shape)
+        clone.smaller = nn.ModuleList(one.frozen() for one in clone.smaller)  # pyright: ignore[reportAttributeAccessIssue]
         return clone.eval().to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
 
     def train(self, mode: bool = True) -> Self:

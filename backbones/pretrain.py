@@ -5,7 +5,7 @@ import os
 import tempfile
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import timedelta
@@ -20,8 +20,10 @@ from ..data import ImageData, load
 from ..data.cache import cache_dir
 from .backbone import Backbone
 from .card import CARD, WEIGHTS, describe, read_result, write_result, write_whole
+from .exit_training import ExitRecipe, exit_card, train_exits, write_exits
+from .exits import check_places, exit_files
 from .recipe import PretrainConfig, Recipe
-from .registry import _find, load_backbone, make_backbone
+from .registry import _find, load_backbone, make_backbone, read_exits
 from .trainer import Metrics, Trainer
 
 if TYPE_CHECKING:
@@ -38,14 +40,19 @@ Stochastic depth sets how interesting skipping is. On digits at 0.15 the best fi
 a point of the full network, and little is left to decide; without any, skipping half of them ruins most answers.
 """
 
+EXIT_EPOCHS = {"digits": 40, "noisy-digits": 8, "cluttered-digits": 3}
+"""Passes in which exits of the embedded data's backbones are trained on first use."""
+
 CONFIG, CHECKPOINT = "pretrain.json", "checkpoint.pt"
+_ROOM = "Set SKIPGYM_CACHE to a directory with room and write permission."
 
 
 def pretrain(config: PretrainConfig, *, data: ImageData | None = None, quiet: bool = False) -> Backbone:
     """Train a backbone into a directory, or go on where an earlier call was stopped.
 
     The directory holds `backbone.safetensors`, `backbone.json`, a model card, the checkpoint and TensorBoard events.
-    On the CPU a run that was stopped and resumed ends with the same weights as one that was not.
+    On the CPU a run that was stopped and resumed ends with the same weights as one that was not. Exits are trained when
+    the network is finished, and lie beside its weights; with `init` the network itself stays as those weights are.
 
     Args:
         config: What to train, on what, how.
@@ -69,15 +76,50 @@ def pretrain(config: PretrainConfig, *, data: ImageData | None = None, quiet: bo
     if (config.out / CONFIG).is_file():
         check_same(config.out, settings)
     if (config.out / CARD).is_file():
-        return _finished(config, images, quiet)
-    trainer = Trainer(_untrained(config, images), images, config, device=device)
+        return _with_exits(config, _finished(config, images, quiet), images, device, quiet)
+    backbone = _untrained(config, images)
+    if config.exits:
+        check_places(config.exits, len(backbone.blocks))
+    trainer = Trainer(backbone, images, config, device=device)
     config.out.mkdir(parents=True, exist_ok=True)
     write_whole(config.out / CONFIG, lambda path: path.write_text(json.dumps(settings, indent=2) + "\n"))
-    _train(trainer, config, quiet)
+    if not config.heads_only:
+        _train(trainer, config, quiet)
     card = describe(trainer.finish(), images, config.as_json(), final_accuracy(trainer))
-    write_result(config.out, trainer.backbone, card, command=config.command())
+    write_result(config.out, trainer.backbone, _own_card(config) or card, command=config.command())
     _say(quiet, f"{config.out / WEIGHTS}: test accuracy {card['accuracy']['test']['full']:.2%}")
-    return trainer.backbone
+    return _with_exits(config, trainer.backbone, images, device, quiet)
+
+
+def _own_card(config: PretrainConfig) -> dict[str, Any] | None:
+    """Return the card of weights that stay as they are, where one of ours lies beside them: it still holds."""
+    if not config.heads_only or config.init is None:
+        return None
+    try:
+        card = json.loads(config.init.with_suffix(".json").read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    return card if {"fingerprint", "data", "accuracy", "versions"} <= card.keys() else None
+
+
+def _with_exits(
+    config: PretrainConfig, backbone: Backbone, data: ImageData, device: torch.device, quiet: bool
+) -> Backbone:
+    """Return a finished backbone with the exits that were asked for, trained now or before."""
+    weights = config.out / WEIGHTS
+    if not config.exits:
+        return backbone
+    if exit_files(weights)[1].is_file():
+        return load_backbone(config.backbone, weights, **_shape(data)).eval()
+    recipe = config.exit_recipe()
+    backbone = train_exits(backbone, data, recipe, device=device, quiet=quiet)
+    card = exit_card(backbone, data, asdict(recipe))
+    write_exits(weights, backbone, card)
+    told = zip(
+        [f"after block {one.after}" for one in backbone.exits], card["accuracy"]["test"]["of each"], strict=False
+    )
+    _say(quiet, f"exits: test accuracy {', '.join(f'{where} {share:.2%}' for where, share in told)}")
+    return backbone
 
 
 def pretrained(name: str, data: ImageData) -> Backbone:
@@ -104,6 +146,40 @@ def pretrained(name: str, data: ImageData) -> Backbone:
     directory = cache_dir() / "backbones" / f"{name}-{data.fingerprint}-{recipe.digest()}"
     kept = _intact(directory, name, data)
     return kept or _train_embedded(name, data, recipe, directory)
+
+
+def pretrained_exits(backbone: Backbone, data: ImageData, places: Sequence[int] = ()) -> Backbone:
+    """Return a backbone for embedded data with exits: from the cache, or trained now and kept there.
+
+    Args:
+        backbone: Any, trained.
+        data: Embedded, with the policy's part held out.
+        places: After how many blocks each exit is; three that part the blocks' cost evenly where none are given.
+
+    Raises:
+        ValueError: If the places are out of order, or the data is not embedded.
+    """
+    if data.name not in EXIT_EPOCHS:
+        raise ValueError(
+            f"exits of {backbone.name}: expected them beside its weights, got none. Train them on {data.name}: skipgym "
+            f"pretrain --backbone {backbone.name} --init WEIGHTS --data {data.name} --exits … --out DIR, then "
+            f"--weights DIR/{WEIGHTS}. (Trained on first use without: {', '.join(sorted(EXIT_EPOCHS))}.)"
+        )
+    check_held_out(data)
+    recipe = ExitRecipe(places=tuple(places), epochs=EXIT_EPOCHS[data.name])
+    name = f"{backbone.fingerprint()}-{data.fingerprint}-{recipe.digest()}.safetensors"
+    weights = cache_dir() / "exits" / name
+    try:
+        return read_exits(backbone, weights)
+    except (ValueError, OSError):  # absent, or damaged: to be trained
+        with _one_thread():
+            trained = train_exits(backbone, data, recipe, quiet=False)
+    try:
+        weights.parent.mkdir(parents=True, exist_ok=True)
+        write_exits(weights, trained, exit_card(trained, data, asdict(recipe)))
+    except OSError as error:
+        warnings.warn(f"The trained exits are not kept: cannot write {weights} ({error}). {_ROOM}", stacklevel=2)
+    return trained
 
 
 def find_device(name: str) -> torch.device:
@@ -165,8 +241,13 @@ def final_accuracy(trainer: Trainer) -> dict[str, Metrics]:
 def _untrained(config: PretrainConfig, data: ImageData) -> Backbone:
     if config.init is None:
         return _random(config.backbone, data, config.seed)
-    shape = {"num_classes": data.num_classes, "input_shape": data.image_shape, "class_names": data.class_names}
-    return load_backbone(config.backbone, config.init, thin=True, **shape)
+    if config.heads_only:
+        return load_backbone(config.backbone, config.init, **_shape(data))
+    return load_backbone(config.backbone, config.init, thin=True, **_shape(data))
+
+
+def _shape(data: ImageData) -> dict[str, Any]:
+    return {"num_classes": data.num_classes, "input_shape": data.image_shape, "class_names": data.class_names}
 
 
 def _random(name: str, data: ImageData, seed: int) -> Backbone:
@@ -247,8 +328,7 @@ def _train_embedded(name: str, data: ImageData, recipe: Recipe, directory: Path)
         _publish(directory, trainer.backbone, card, data)
     except OSError as error:
         warnings.warn(
-            f"The trained backbone is not kept: cannot write {directory} ({error}). Set SKIPGYM_CACHE to a directory "
-            "with room and write permission.",
+            f"The trained backbone is not kept: cannot write {directory} ({error}). {_ROOM}",
             stacklevel=3,
         )
     return trainer.backbone

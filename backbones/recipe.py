@@ -12,6 +12,9 @@ from typing import Any, Literal, get_args, get_type_hints
 import torch
 from torch import Tensor
 
+from .exit_training import ExitRecipe
+from .exits import HeadKind
+
 WARM_UP = 0.3  # share of a one-cycle schedule in which the learning rate rises
 START = 1 / 25  # of the highest learning rate, where a one-cycle schedule begins
 REVISION = 1  # of the training code; raise it when the same recipe gives other weights
@@ -118,6 +121,17 @@ class PretrainConfig(Recipe):
     """Weights to start from, for instance a published checkpoint that is to learn to bear skipping. Images are then
     normalised as those weights expect: by the .json next to them, else as ImageNet. Of a deeper ResNet some blocks
     are left out, evenly."""
+    exits: tuple[int, ...] = ()
+    """After how many blocks to put exits, rising: heads that answer from there, trained on the frozen network when it
+    is finished. With --init the network itself is not trained: it stays as those weights are."""
+    exit_head: HeadKind = "pool"
+    """pool: pooling and one linear layer; conv: a strided convolution before it, which costs more."""
+    exit_alpha: float = 0.5
+    """Exit i minimises alpha CE_i + (1 - alpha) KL(network || i): the labels, against the network's own answer."""
+    exit_weights: tuple[float, ...] = ()
+    """Of each exit in the sum of their losses; all 1 where none are given."""
+    exit_epochs: int = 20
+    """Passes over the train part in which the exits are trained."""
     image_size: int | None = None
     """Height and width in pixels to bring the images to."""
     device: str = "auto"
@@ -127,10 +141,31 @@ class PretrainConfig(Recipe):
         """Check the ranges."""
         super().__post_init__()
         _check("image_size", self.image_size, self.image_size is None or self.image_size >= 1, "at least 1 pixel")
+        rising = list(self.exits) == sorted(set(self.exits)) and all(one >= 1 for one in self.exits)
+        _check("exits", self.exits, rising, "rising numbers of blocks, from 1 on")
+        self.exit_recipe()
+
+    @property
+    def heads_only(self) -> bool:
+        """Whether the network stays as it is, and only exits are trained."""
+        return bool(self.exits) and self.init is not None
+
+    def exit_recipe(self) -> ExitRecipe:
+        """Return how the exits are trained."""
+        return ExitRecipe(
+            places=self.exits,
+            head=self.exit_head,
+            alpha=self.exit_alpha,
+            weights=self.exit_weights,
+            epochs=self.exit_epochs,
+            batch_size=self.batch_size,
+            seed=self.seed,
+        )
 
     def as_json(self) -> dict[str, Any]:
-        """Return the fields as JSON can hold them."""
-        return {name: str(value) if isinstance(value, Path) else value for name, value in asdict(self).items()}
+        """Return the fields as JSON can hold them; those of exits where there are any."""
+        content = json.loads(json.dumps(asdict(self), default=str))
+        return {key: value for key, value in content.items() if self.exits or not key.startswith("exit")}
 
     def command(self) -> str:
         """Return the command line that gives this configuration."""
@@ -142,6 +177,8 @@ class PretrainConfig(Recipe):
                 continue
             if isinstance(value, bool):
                 words += [f"--{flag}" if value else f"--no-{flag}"]
+            elif isinstance(value, tuple):
+                words += [f"--{flag}", *map(str, value)]
             else:
                 words += [f"--{flag}", str(value)]
         return shlex.join(words)

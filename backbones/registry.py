@@ -17,6 +17,7 @@ from ..names import unknown
 from ..registry import Registry, first_line
 from .backbone import Backbone
 from .cifar_resnet import CifarResNet, thinned
+from .exits import exit_files, exits_of_card
 
 Builder = Callable[[int, tuple[int, int, int]], tuple[nn.Module, list[str]]]
 
@@ -110,7 +111,7 @@ def load_backbone(name: str, weights: str | Path, *, thin: bool = False, **optio
     Args:
         name: As for `make_backbone`.
         weights: A `.safetensors` file or a checkpoint (`.pt`, `.pth`, `.th`). Next to weights that `skipgym pretrain`
-            wrote lies a `.json` with the normalisation they were trained with, which is used.
+            wrote lies a `.json` with the normalisation they were trained with, which is used; likewise their exits.
         thin: Take the weights of a deeper ResNet too, without some of its blocks: something to train on from.
         options: As for `make_backbone`.
 
@@ -126,7 +127,29 @@ def load_backbone(name: str, weights: str | Path, *, thin: bool = False, **optio
         options = {**options, "mean": saved["mean"], "std": saved["std"]}
     backbone = make_backbone(name, **options)
     load_state(backbone, thinned(state, backbone.network.state_dict()) if thin else state, str(path))
-    return backbone
+    if thin or not exit_files(path)[1].is_file():
+        return backbone
+    return read_exits(backbone, path)
+
+
+def read_exits(backbone: Backbone, weights: Path) -> Backbone:
+    """Return a backbone with the exits that lie beside its weights.
+
+    Raises:
+        FileNotFoundError: If there are none.
+        ValueError: If they are damaged, or were trained on another network.
+    """
+    tensors, page = exit_files(weights)
+    state, shapes = read_weights(tensors), [block.out_shape for block in backbone.blocks]
+    try:
+        card = json.loads(page.read_text(encoding="utf-8"))
+        trunk, classes = backbone.fingerprint(), backbone.num_classes
+        return backbone.with_exits(exits_of_card(card, state, trunk=trunk, shapes=shapes, classes=classes))
+    except ValueError as error:
+        raise ValueError(
+            f"exits {page}: {str(error).rstrip('.')}. Train them again (skipgym pretrain --init {weights} --exits …), "
+            "or move them away from these weights."
+        ) from error
 
 
 def _read_card(path: Path) -> dict[str, Any] | None:

@@ -5,8 +5,11 @@ The face for stable-baselines3 is `skipgym.envs.sb3_env`, imported apart because
 
 from .block_drop import BlockDrop
 from .build import build_engine
+from .cascade import Cascade
 from .choice import Choice, Hard, Masked, Soft, one_hot
+from .early_exit import EarlyExit
 from .engine import Engine, Transition
+from .exit_task import ExitTask
 from .gym_env import SkipEnv
 from .layer_skip import LayerSkip
 from .observation import Layout
@@ -19,8 +22,11 @@ from .vector_env import SkipVectorEnv
 __all__ = [
     "REWARDS",
     "BlockDrop",
+    "Cascade",
     "Choice",
+    "EarlyExit",
     "Engine",
+    "ExitTask",
     "Hard",
     "LayerSkip",
     "Layout",

@@ -54,7 +54,7 @@ def build_engine(
     images = find_data(data, weights) if isinstance(data, str) else data
     if isinstance(task, str):
         net = backbone if isinstance(backbone, Backbone) else find_backbone(backbone, images, weights)
-        task = make_task(task, net, **(task_options or {}))
+        task = find_task(task, net, images, **(task_options or {}))
     check_fit(task, images)
     return Engine(
         task,
@@ -82,6 +82,11 @@ def find_backbone(name: str, data: ImageData, weights: str | Path | None) -> Bac
     from ..backbones.pretrain import pretrained
 
     return pretrained(name, data)
+
+
+def find_task(name: str, backbone: Backbone, data: ImageData, **options: Any) -> Task:
+    """Return a task by name, around a backbone that carries what it needs."""
+    return make_task(name, task_class(name).furnish(backbone, data, **options), **options)
 
 
 def check_fit(task: Task, data: ImageData) -> None:

@@ -5,6 +5,7 @@ A task asks its choice what becomes of the computation; it never knows who choos
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -27,6 +28,20 @@ class Choice(ABC):
         Args:
             branches: One function for each option; all give the same shape.
             x: Rows. Shape (N, ...).
+        """
+
+    @abstractmethod
+    def only(self, option: int, branch: Branch, x: Tensor, shape: Sequence[int]) -> Tensor:
+        """Return what a branch makes of the rows that chose an option, where nothing is made of the others.
+
+        The others are not to be looked at: they have answered. Under mixtures the branch runs on all rows, and what it
+        gives is not scaled: it is the answers that are mixed, by the share that gives them.
+
+        Args:
+            option: Whose rows go on.
+            branch: What they go through.
+            x: Rows. Shape (N, ...).
+            shape: Of one row that the branch gives.
         """
 
     @abstractmethod
@@ -58,6 +73,10 @@ class Hard(Choice):
         """Run each branch on the rows that chose it."""
         return route(branches, x, self.actions)
 
+    def only(self, option: int, branch: Branch, x: Tensor, shape: Sequence[int]) -> Tensor:
+        """Run the branch on the rows that chose the option; the others become zeros."""
+        return route([partial(_zeros, shape), branch], x, (self.actions == option).long())
+
     def weight(self, option: int) -> Tensor:
         """Return 1 where the option was chosen, else 0."""
         return (self.actions == option).float()
@@ -74,6 +93,10 @@ class Masked(Hard):
         """Run every branch on all rows and keep what was chosen."""
         results = torch.stack([branch(x) for branch in branches])
         return results[self.actions, torch.arange(len(x), device=x.device)]
+
+    def only(self, option: int, branch: Branch, x: Tensor, shape: Sequence[int]) -> Tensor:
+        """Run the branch on all rows, and make zeros of those that did not choose the option."""
+        return _scaled(branch(x), self.weight(option))
 
 
 class Soft(Choice):
@@ -92,6 +115,10 @@ class Soft(Choice):
         first, *others = (_scaled(branch(x), self.weight(i)) for i, branch in enumerate(branches))
         return sum(others, start=first)
 
+    def only(self, option: int, branch: Branch, x: Tensor, shape: Sequence[int]) -> Tensor:
+        """Run the branch on all rows."""
+        return branch(x)
+
     def weight(self, option: int) -> Tensor:
         """Return the weight of an option."""
         return self.weights[0][:, option]
@@ -99,6 +126,11 @@ class Soft(Choice):
     def part(self, index: int) -> "Soft":
         """Return the weights of one part."""
         return Soft(self.weights[index])
+
+
+def _zeros(shape: Sequence[int], x: Tensor) -> Tensor:
+    """Return a row of zeros for each row."""
+    return x.new_zeros((len(x), *shape))
 
 
 def _scaled(rows: Tensor, weights: Tensor) -> Tensor:

@@ -46,13 +46,22 @@ class Shared(Hard):
 
     def among(self, branches: Sequence[Branch], x: Tensor) -> Tensor:
         """Run the chosen branch on all rows, unless the last path through here did the same."""
+        return self._once(branches[self.options[0]], x)
+
+    def only(self, option: int, branch: Branch, x: Tensor, shape: Sequence[int]) -> Tensor:
+        """Likewise, where the option was chosen; else nothing runs."""
+        if self.options[0] != option:
+            return x.new_zeros((len(x), *shape))
+        return self._once(branch, x)
+
+    def _once(self, branch: Branch, x: Tensor) -> Tensor:
         use = self.first, self.uses  # the same tensor may come again, unchanged by an identity, for other branches
         self.uses += 1
         last = self.memo.last.get(use)
         self.reused = last is not None and last[0] is x and last[1] == self.options[0]
         if last is not None and self.reused:
             return last[2]
-        out = branches[self.options[0]](x)
+        out = branch(x)
         self.memo.last[use] = (x, self.options[0], out)
         return out
 

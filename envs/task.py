@@ -9,6 +9,7 @@ from gymnasium import spaces
 from torch import Tensor, nn
 
 from ..backbones.backbone import Backbone
+from ..data import ImageData
 from ..ids import PLUGINS, TASKS, register_env
 from ..registry import Registry, first_line
 from .choice import Choice
@@ -30,9 +31,13 @@ class Task(nn.Module, ABC):
         observation_shape: Shape of one row of `observe`.
         least_macs: Cost of the cheapest way through, in MACs of one input, policy aside.
         full_macs: Cost of the backbone untouched.
+        most_macs: Cost of the last option everywhere; more than `full_macs` where to decide costs something, as heads
+            that are passed do.
+        has_exits: Whether each decision has two options, 0 to answer now with `answer_now`, 1 to go on.
     """
 
     name: ClassVar[str] = ""
+    has_exits: ClassVar[bool] = False
     horizon: int
     decisions: tuple[int, ...]
     observation_shape: tuple[int, ...]
@@ -63,9 +68,34 @@ class Task(nn.Module, ABC):
     def step(self, state: State, choice: Choice) -> State | list[State]:
         """Return what one decision makes of each row; several cohorts where positions part."""
 
+    def answer_now(self, state: State) -> Tensor:
+        """Return the logits that rows would answer with now, for nothing more. Shape (N, classes).
+
+        Raises:
+            NotImplementedError: If the task has no exits.
+        """
+        raise NotImplementedError(f"{self.name} answers only at the end.")
+
+    @classmethod
+    def furnish(cls, backbone: Backbone, data: ImageData, **options: Any) -> Backbone:
+        """Return the backbone with what this task needs it to carry, such as exits, found or trained for the data.
+
+        Called where a task is made by its name, with the options that it will be given.
+        """
+        return backbone
+
     @property
     def full_macs(self) -> int:
         return self.backbone.full_macs
+
+    @property
+    def most_macs(self) -> int:
+        return self.full_macs
+
+    @property
+    def paths(self) -> list[tuple[int, ...]] | None:
+        """Every way through, an option for each piece, where they are not all combinations of options."""
+        return None
 
     @property
     def action_space(self) -> spaces.Discrete | spaces.MultiDiscrete:

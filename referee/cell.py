@@ -18,10 +18,11 @@ from ..agents.controller import Controller
 from ..agents.evaluate import Measured, measure, result_row
 from ..agents.oracle import Bound, bounds
 from ..agents.policy import StaticPolicy, full_policy
+from ..agents.threshold import threshold_at_price, threshold_policy
 from ..agents.training import meet, train
 from ..data import ImageData, Part
 from ..envs.task import Task
-from .methods import method
+from .methods import THRESHOLDS, method
 from .plan import Budget, Cell, CompareConfig
 
 RESULT, IMAGES = "cell.json", "images.safetensors"
@@ -50,6 +51,7 @@ class Bench:
         shutil.rmtree(part, ignore_errors=True)  # what a killed comparison has left
         part.parent.mkdir(parents=True, exist_ok=True)
         how = {"full": self._full, "random": self._random, "static": self._static, "oracle": self._oracle}
+        how |= dict.fromkeys(THRESHOLDS, self._threshold)
         rows, arrays = how.get(cell.method, self._learned)(cell, part)
         part.mkdir(exist_ok=True)
         save_file({key: value.contiguous() for key, value in arrays.items()}, part / IMAGES)
@@ -111,6 +113,26 @@ class Bench:
             "frontier/correct": torch.stack([test.correct for test in tested]),
         }
         return rows, frontier
+
+    def _threshold(self, cell: Cell, directory: Path) -> tuple[list[Row], Arrays]:
+        """Calibrate on validation data for each budget, and leave a controller for each."""
+        rows, arrays, score = [], {}, THRESHOLDS[cell.method]
+        for budget in cell.budgets:
+            if budget.target is not None:
+                policy = threshold_policy(self.task, self.data.val, budget.target, score=score)
+            else:
+                assert budget.price is not None
+                policy = threshold_at_price(self.task, self.data.val, budget.price, score=score)
+            controller = Controller(self.task, policy, info={"data": self.data.name, "config": {"agent": cell.method}})
+            controller.save(directory / str(budget) / "controller")
+            val, test = measure(controller, self.data.val), measure(controller, self.data.test)
+            rows.append(
+                self._row(cell, budget, test, self.data.test)
+                | {"val_accuracy": val.accuracy, "val_compute": val.compute}
+                | {"controller": f"runs/{directory.stem}/{budget}/controller"}
+            )
+            arrays |= _arrays(budget, test)
+        return rows, arrays
 
     def _oracle(self, cell: Cell, _: Path) -> tuple[list[Row], Arrays]:
         part = self.data.test.subset(self.config.oracle_images)

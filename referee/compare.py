@@ -73,8 +73,8 @@ def compare(
     check_methods(config.agents, task)
     for target in config.targets:
         check_budget(task, target)
-    ledger = Ledger(out, config, {"backbone": task.backbone.fingerprint(), "data": data.fingerprint})
-    plan = cells(config)
+    ledger = Ledger(out, config, {"backbone": task.backbone.identity(), "data": data.fingerprint})
+    plan = cells(config, exits=task.has_exits)
     todo = [cell for cell in plan if not ledger.done(cell)]
     _say(quiet, f"{len(plan)} cells, {len(plan) - len(todo)} of them finished before")
     failures = []

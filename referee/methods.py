@@ -5,12 +5,14 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from ..agents.learner import REGISTRY, make_learner
+from ..agents.threshold import METHODS as THRESHOLDS
+from ..agents.threshold import check_exits
 from ..envs.task import Task
 from ..names import unknown
 
 Kind = Literal["RL", "Gumbel", "hybrid", "supervised", "own"]
 
-UNTRAINED = ("full", "random", "static", "oracle", "threshold")
+UNTRAINED = ("full", "random", "static", "oracle", *THRESHOLDS)
 """Always in the table where the task allows them."""
 
 
@@ -73,11 +75,8 @@ def method(name: str) -> Method:
 def check_methods(names: Sequence[str], task: Task) -> None:
     """Raise a ValueError if a method is unknown, named twice, or cannot take the task."""
     for name in names:
-        if name == "threshold":
-            raise ValueError(
-                f"threshold: expected a task whose backbone has exits, got {task.name}, which answers only at the end. "
-                "Leave it out, or compare on another task."
-            )
+        if name in THRESHOLDS:
+            check_exits(task, name)
         if name in UNTRAINED:
             raise ValueError(f"agents: expected learners, got {name}, which is always compared. Leave it out.")
         if names.count(name) > 1:

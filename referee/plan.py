@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from ..agents.training import Subject, TrainConfig
-from .methods import METHODS, UNTRAINED, method
+from .methods import METHODS, THRESHOLDS, UNTRAINED, method
 
 DEFAULT_AGENTS = tuple(METHODS)
 REVISION = 2
@@ -19,7 +19,7 @@ class CompareConfig(Subject):
     """Methods on one task, backbone, observation, gate architecture and budget of backbone MACs in training."""
 
     agents: tuple[str, ...] = DEFAULT_AGENTS
-    """Methods to train; full, random, static and oracle are always compared."""
+    """Methods to train; full, random, static and oracle are always compared, on tasks with exits thresholds too."""
     targets: tuple[float, ...] = (0.4, 0.5, 0.65)
     """Shares of the full network's MACs to stay within, policy included. All learners find their price themselves."""
     prices: tuple[float, ...] = ()
@@ -133,8 +133,13 @@ class Cell:
         return asdict(self.train_config(config, 1))
 
 
-def cells(config: CompareConfig) -> list[Cell]:
-    """Return all cells: first what needs no training, then seed by seed, so that an unfinished table is balanced."""
+def cells(config: CompareConfig, *, exits: bool = False) -> list[Cell]:
+    """Return all cells: first what needs no training, then seed by seed, so that an unfinished table is balanced.
+
+    Args:
+        config: What is compared.
+        exits: Whether the task has exits, for the threshold methods.
+    """
     targets = tuple(Budget(target=target) for target in sorted(config.targets))
     untrained = [
         Cell(method="full", seed=0, budgets=(Budget(target=1.0),)),
@@ -142,6 +147,8 @@ def cells(config: CompareConfig) -> list[Cell]:
     ]
     if targets:
         untrained += [Cell(method="random", seed=seed, budgets=targets) for seed in range(config.seeds)]
+    if exits:
+        untrained += [Cell(method=name, seed=0, budgets=config.budgets) for name in THRESHOLDS]
     if targets and config.oracle_images:
         untrained.append(Cell(method="oracle", seed=0, budgets=targets))
     return untrained + [

@@ -109,7 +109,7 @@ def gain(entry: Entry, statics: Statics) -> Interval:
 
 
 def verdicts(entries: Sequence[Entry], statics: Statics | None) -> list[str]:
-    """Return what can be said at each budget: RL against Gumbel, and the best of each against fixed subsets.
+    """Return what can be said at each budget: RL against Gumbel, and the best of each against rivals without training.
 
     Of each kind the method that is best on validation data stands for it.
     """
@@ -119,7 +119,10 @@ def verdicts(entries: Sequence[Entry], statics: Statics | None) -> list[str]:
         rl, relaxed = best["RL"], best["Gumbel"]
         if rl and relaxed:
             sentences.append(f"RL against Gumbel at {_said(budget)}: {_verdict(rl, relaxed)}")
+        rival = next((e for e in entries if (e.method, e.budget) == ("threshold", budget)), None)
         for entry in filter(None, best.values()):
+            if rival is not None:
+                sentences.append(f"At {_said(budget)}: {_verdict(entry, rival)}")
             if statics is not None:
                 difference, spent = gain(entry, statics), float(entry.compute.mean())
                 sentence = verdict(entry.method, "the best fixed subset", difference, spent, spent)

@@ -12,20 +12,26 @@ from ..agents.baselines import best_static, full_accuracy, random_policy
 from ..agents.controller import Controller
 from ..agents.evaluate import measure, result_row, write_results
 from ..agents.policy import full_policy
+from ..agents.threshold import METHODS as THRESHOLDS
+from ..agents.threshold import check_exits, threshold_policy
 from ..agents.training import TrainConfig, claim, prepare
 from ..data import ImageData, PartName
 from ..data import load as load_data
 from ..envs.build import check_fit
+from ..envs.task import task_class
 
-UNTRAINED = ("full", "random", "static")
+UNTRAINED = ("full", "random", "static", *THRESHOLDS)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """Measure a controller, or a method without training: full, random, static."""
+    """Measure a controller, or a method without training: full, random, static, threshold.
+
+    Thresholds are for tasks with exits: threshold by the largest probability, threshold-entropy, threshold-patience.
+    """
 
     what: Annotated[str, tyro.conf.Positional]
-    """Directory of a controller, or full, random or static."""
+    """Directory of a controller, or a method without training."""
     data: str | None = None
     """A name, an ImageFolder directory, or an .npz in MedMNIST layout; a controller's own by default, else digits."""
     split: PartName = "test"
@@ -33,7 +39,8 @@ class Config:
     price: float | None = None
     """Told to a controller that knows several budgets."""
     compute: float = 0.5
-    """For random and static: share of the full network's MACs."""
+    """For random, static and thresholds: share of the full network's MACs; thresholds are calibrated on validation
+    data."""
     seed: int = 0
     """Of random."""
     task: str = "layer-skip"
@@ -47,7 +54,7 @@ class Config:
     batch_size: int = 512
     """Images at a time."""
     out: Path | None = None
-    """Directory for results.json; new or empty."""
+    """Directory for results.json, of a threshold method its controller too; new or empty."""
 
 
 def main(arguments: list[str]) -> int:
@@ -73,6 +80,8 @@ def main(arguments: list[str]) -> int:
     show([row])
     if config.out:
         write_results(config.out / "results.json", [row], command=["skipgym", "evaluate", *arguments])
+        if method in THRESHOLDS:
+            controller.save(config.out / "controller")
     return 0
 
 
@@ -114,6 +123,8 @@ def _saved(config: Config) -> tuple[Controller, ImageData, str]:
 
 
 def _untrained(config: Config) -> tuple[Controller, ImageData, str]:
+    if config.what in THRESHOLDS:
+        check_exits(task_class(config.task), config.what)  # told before data and weights are read
     train_config = TrainConfig(
         task=config.task,
         backbone=config.backbone,
@@ -122,10 +133,14 @@ def _untrained(config: Config) -> tuple[Controller, ImageData, str]:
         task_options=config.task_options,
     )
     task, data = prepare(train_config)
-    if config.what == "random":
+    info: dict[str, Any] = {}
+    if config.what in THRESHOLDS:
+        policy = threshold_policy(task, data.val, config.compute, score=THRESHOLDS[config.what])
+        info = {"data": data.name, "config": {"agent": config.what, "data": train_config.data}}
+    elif config.what == "random":
         policy = random_policy(task, config.compute, seed=config.seed)
     elif config.what == "static":
         policy = best_static(task, data.policy, config.compute)
     else:
         policy = full_policy(task)
-    return Controller(task, policy), data, config.what
+    return Controller(task, policy, info=info), data, config.what

@@ -7,7 +7,12 @@ from gymnasium.envs.registration import register, registry
 
 from .registry import PluginWarning, plugins
 
-TASKS = {"layer-skip": "LayerSkip", "block-drop": "BlockDrop"}
+TASKS = {
+    "layer-skip": "LayerSkip",
+    "block-drop": "BlockDrop",
+    "early-exit": "EarlyExit",
+    "cascade": "Cascade",
+}
 """Our tasks: name on the command line, name in the id. The module is named as the command."""
 
 PLUGINS = "skipgym.tasks"

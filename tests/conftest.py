@@ -10,6 +10,7 @@ from hypothesis import settings
 from torch import nn
 
 from skipgym.backbones import Backbone, make_backbone
+from skipgym.backbones.exits import Exit
 from skipgym.data import Augment, ImageData, Part
 from skipgym.referee.workers import REGISTRIES
 from skipgym.registry import plugins
@@ -29,7 +30,7 @@ def randomise() -> Callable[..., nn.Module]:
     def fill(network: nn.Module, seed: int = 0) -> nn.Module:
         generator = torch.Generator().manual_seed(seed)
         for module in network.modules():
-            if isinstance(module, nn.BatchNorm2d):
+            if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
                 with torch.no_grad():
                     module.running_mean.normal_(0, 0.5, generator=generator)
                     module.running_var.uniform_(0.5, 2.0, generator=generator)
@@ -38,6 +39,21 @@ def randomise() -> Callable[..., nn.Module]:
         return network.eval()
 
     return fill
+
+
+def equip(backbone: Backbone, randomise: Callable[..., nn.Module], seed: int = 0) -> Backbone:
+    """Let a backbone carry random exits and two smaller networks, so that every task can take it."""
+    classes, shape = backbone.num_classes, backbone.input_shape
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        exits = [Exit(n, backbone.blocks[n - 1].out_shape, classes) for n in (1, 2)]
+        smaller = [
+            make_backbone(f"resnet8-w{width}", num_classes=classes, input_shape=shape, mean=[mean] * shape[0])
+            for width, mean in ((2, 0.4), (3, 0.5))
+        ]
+    for module in (*exits, *(one.network for one in smaller)):
+        randomise(module, seed)
+    return backbone.with_exits(exits).with_smaller(smaller)
 
 
 @pytest.fixture(scope="session")
@@ -53,7 +69,7 @@ def random_backbone(randomise: Callable[..., nn.Module]) -> Callable[..., Backbo
                 backbone.network.get_submodule("heads.head").weight, generator=torch.Generator().manual_seed(seed)
             )
         randomise(backbone.network, seed)
-        return backbone
+        return equip(backbone, randomise, seed)
 
     return build
 

@@ -3,7 +3,7 @@ import torch
 
 from skipgym.backbones import make_backbone
 from skipgym.data import Augment, ImageData, Part
-from skipgym.envs import State, Task
+from skipgym.envs import ExitTask, State, Task
 
 
 class Tell(Task):
@@ -62,6 +62,30 @@ class TellAtOnce(Tell):
         return state.advance(state.features, macs=macs).finish(torch.stack([-sign, sign], 1))
 
 
+class Enough(ExitTask):
+    """An early exit with a known optimum: the first answer is sure and right of bright images, of dark ones neither.
+
+    The second is right of all and costs a tenth of the full network more.
+    """
+
+    name = "enough"
+
+    def __init__(self, backbone):
+        super().__init__(backbone)
+        self.set_stages([0, self.full_macs // 10], [(1,), (1,)])
+
+    def enter(self, inputs):
+        return inputs.mean((1, 2, 3)).unsqueeze(1)
+
+    def run(self, stage, x):
+        return x
+
+    def head(self, stage, x):
+        bright = (x[:, 0] > 0).float()
+        sign = 2 * bright - 1 if stage else 0.2 + 3 * bright
+        return torch.stack([-sign, sign], 1)
+
+
 def part(count, seed):
     generator = torch.Generator().manual_seed(seed)
     labels = torch.randint(2, (count,), generator=generator)
@@ -97,6 +121,11 @@ def small_backbone():
 @pytest.fixture
 def tell(small_backbone):
     return Tell(small_backbone)
+
+
+@pytest.fixture
+def enough(small_backbone):
+    return Enough(small_backbone)
 
 
 @pytest.fixture

@@ -22,6 +22,17 @@ def test_learner_finds_the_known_optimum(agent, tell, dark_or_bright):
     assert test.execution == pytest.approx([float(x) for x in _shares(dark_or_bright.test)])
 
 
+@pytest.mark.parametrize("agent", sorted(agent_names()))
+def test_learner_leaves_at_an_exit_where_it_is_enough(agent, enough, dark_or_bright):
+    """ConvNet-AIG is asked for the rate at which the images need the second stage."""
+    options = {"rate": 0.5, "weight": 0.1} if agent == "convnet-aig" else {}
+    images = 40_000 if agent == "recurrent-ppo" else 12_000  # it moves less in each rollout
+    config = TrainConfig(agent=agent, price=1.0, images=images, num_envs=64, hidden=16, agent_options=options)
+    test = measure(train(config, enough, dark_or_bright, quiet=True).controller, dark_or_bright.test)
+    assert test.accuracy == 1.0
+    assert test.execution == [float((dark_or_bright.test.labels == 0).float().mean())]
+
+
 @pytest.mark.parametrize("agent", ["ppo", "a2c", "reinforce", "path-table"])
 def test_learner_solves_decisions_of_several_parts(agent, tell_at_once, dark_or_bright):
     config = TrainConfig(agent=agent, price=0.1, images=12_000, num_envs=64, hidden=16)

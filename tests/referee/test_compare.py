@@ -61,6 +61,28 @@ def trees(out):
     return {path: path.stat().st_mtime_ns for path in out.rglob("*")}
 
 
+@pytest.fixture(scope="module", params=[(0.7, None), (None, 0.3)], ids=["target", "price"])
+def on_exits(request, tmp_path_factory, backbone, data, tiny_config):
+    """A finished comparison on early-exit: its rows by method, what it returned, its directory."""
+    target, price = request.param
+    budget = {"targets": (target,)} if target else {"targets": (), "prices": (price,)}
+    out, config = tmp_path_factory.mktemp("exits") / "out", tiny_config(task="early-exit", agents=("gumbel",), **budget)
+    content = compare(config, out, task=make_task("early-exit", backbone), data=data, quiet=True)
+    return {row["method"]: row for row in content["rows"]}, content, out
+
+
+def test_thresholds_stand_in_the_table_and_in_the_verdicts(on_exits, data):
+    rows, content, out = on_exits
+    assert {"threshold", "threshold-entropy", "threshold-patience"} <= rows.keys()
+    assert any("gumbel" in sentence and "threshold" in sentence for sentence in content["meta"]["verdicts"])
+    for method in ("threshold", "threshold-entropy", "threshold-patience"):
+        row = rows[method]
+        assert row["policy_macs"] == row["train_backbone_macs"] == 0
+        again = measure(Controller.load(out / row["controller"]), data.test)
+        assert (again.accuracy, again.compute) == pytest.approx((row["accuracy"], row["compute"]))
+        assert row["target"] is None or row["val_compute"] <= row["target"]
+
+
 # --- what is left ---
 
 

@@ -84,6 +84,19 @@ def test_cells_are_counted_by_formula():
     assert len(cells(replace(config, oracle_images=0))) == len(cells(config)) - 1
 
 
+def test_thresholds_are_compared_where_the_task_has_exits():
+    config = CompareConfig(agents=("ppo",), targets=(0.4, 0.5), seeds=2)
+    more = {(cell.method, len(cell.budgets)) for cell in set(cells(config, exits=True)) - set(cells(config))}
+    assert more == {("threshold", 2), ("threshold-entropy", 2), ("threshold-patience", 2)}
+
+
+def test_threshold_is_always_compared_and_not_asked_for(backbone):
+    from skipgym.envs import make_task
+
+    with pytest.raises(ValueError, match="agents: expected learners, got threshold, which is always compared"):
+        check_methods(["threshold"], make_task("early-exit", backbone))
+
+
 def test_method_that_serves_every_budget_is_trained_once_for_each_seed():
     config = CompareConfig(agents=("ppo-priced", "path-table"), targets=(0.6, 0.4), seeds=2)
     trained = [(cell.method, cell.seed, cell.budgets) for cell in cells(config) if cell.method in config.agents]

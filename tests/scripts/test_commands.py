@@ -53,6 +53,21 @@ def test_random_and_static_keep_to_their_budget(tmp_path):
         assert least <= row["compute"] <= (0.53 if method == "random" else 0.5)
 
 
+@pytest.mark.parametrize("method", ["threshold", "threshold-entropy", "threshold-patience"])
+def test_threshold_is_calibrated_and_its_controller_kept(method, tmp_path):
+    words = ["--task", "early-exit", "--compute", "0.4", "--split", "val"]
+    assert main(["evaluate", method, *words, "--out", str(tmp_path / "e")]) == 0
+    (row,) = json.loads((tmp_path / "e" / "results.json").read_text())["rows"]
+    assert row["method"] == method
+    assert row["compute"] <= 0.4
+    kept = str(tmp_path / "e" / "controller")
+    assert main(["evaluate", kept, "--split", "val", "--out", str(tmp_path / "again")]) == 0
+    (again,) = json.loads((tmp_path / "again" / "results.json").read_text())["rows"]
+    assert [again[key] for key in ("method", "accuracy", "compute")] == [
+        row[key] for key in ("method", "accuracy", "compute")
+    ]
+
+
 def test_run_tells_answer_and_what_was_executed(run, digit, capsys):
     assert main(["run", str(run / "controller"), str(digit)]) == 0
     out = capsys.readouterr().out
@@ -66,6 +81,8 @@ def test_list_names_everything(capsys):
     for word in (
         "layer-skip",
         "block-drop",
+        "early-exit",
+        "cascade",
         "ppo",
         "reinforce",
         "resnet56",
@@ -87,6 +104,9 @@ def test_list_names_everything(capsys):
         (["evaluate", "full", "--backbone", "resnet21"], "Did you mean resnet"),
         (["evaluate", "full", "--backbone", "resnet20", "--weights", "nowhere.th"], "nowhere.th"),
         (["evaluate", "random", "--compute", "0.001"], "everything left out"),
+        (["evaluate", "threshold"], "expected a task whose backbone has exits, got layer-skip"),
+        (["evaluate", "threshold", "--task", "early-exit", "--compute", "2"], "compute: expected between"),
+        (["evaluate", "full", "--task", "early-exit", "--task-options", "exits", "5 2"], "exits: expected one or more"),
         (["run", "nowhere", "x.png"], "Check the path"),
     ],
 )
