@@ -25,7 +25,7 @@ format: $(VENV)/.installed
 	$(BIN)/ruff format .
 
 docs: $(VENV)/.installed
-	$(BIN)/python docs/build.py build
+	$(BIN)/python docs/site_build.py build
 
 clean:
 	rm -rf $(VENV) build *.egg-info

@@ -1,4 +1,4 @@
-"""Build the documentation site: `python docs/build.py [DIR]`, with DIR/site as the result.
+"""Build the documentation site: `python docs/site_build.py [DIR]`, with DIR/site as the result.
 
 Pages are the files beside this one, and what is generated from the installed skipgym: a page for each registered task
 from its docstring, the names, the commands' options, the reference, and the tutorial from its script. Needs
@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import generate
+import site_pages
 import yaml
 
 HERE = Path(__file__).resolve().parent
@@ -37,9 +37,10 @@ def stage(out: Path) -> list[Path]:
         copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
         copy(ROOT / name, pages / name)
     for page in pages.glob("*.md"):  # what lies beside docs/ in the repository lies beside the pages here
-        page.write_text(re.sub(r"\]\(\.\./", "](", page.read_text()))
-    tasks, reference = generate.task_pages(), generate.reference_pages()
-    generated = {**tasks, **reference, "tutorial.md": generate.tutorial(ROOT / "examples" / "tutorial.py")}
+        text = page.read_text().replace("](../examples/tutorial.py)", "](tutorial.md)")
+        page.write_text(re.sub(r"\]\(\.\./", "](", text))
+    tasks, reference = site_pages.task_pages(), site_pages.reference_pages()
+    generated = {**tasks, **reference, "tutorial.md": site_pages.tutorial(ROOT / "examples" / "tutorial.py")}
     for name, text in generated.items():
         (pages / name).parent.mkdir(parents=True, exist_ok=True)
         (pages / name).write_text(text)
@@ -50,11 +51,13 @@ def stage(out: Path) -> list[Path]:
 def configuration(tasks: list[str], reference: list[str]) -> dict[str, Any]:
     """Return the site's configuration with the generated pages, and with where skipgym is installed."""
     config = yaml.safe_load((HERE / "mkdocs.yml").read_text())
-    for entry, name, pages in ((e, n, p) for e in config["nav"] for n, p in (("Tasks", tasks), ("Reference", reference))):
+    for entry, name, pages in (
+        (e, n, p) for e in config["nav"] for n, p in (("Tasks", tasks), ("Reference", reference))
+    ):
         if isinstance(entry, dict) and name in entry:
             entry[name] = pages
     (plugin,) = (p["mkdocstrings"] for p in config["plugins"] if "mkdocstrings" in p)
-    plugin["handlers"]["python"]["paths"] = [str(generate.INSTALLED)]
+    plugin["handlers"]["python"]["paths"] = [str(site_pages.INSTALLED)]
     return config
 
 

@@ -37,10 +37,11 @@ def task_pages() -> dict[str, str]:
 def _task_page(name: str, task: type[Task]) -> str:
     parts = [f"# {name}", f"`{env_id(name)}`", _sections(inspect.getdoc(task) or ""), _options(task), _facts(name)]
     use = (
+        "Reward, price and info are those of [every environment][skipgym.envs.gym_env.SkipEnv].\n\n"
         "## Use\n\n```python\nimport gymnasium as gym\nimport skipgym\n\n"
         f'env = gym.make("{env_id(name)}", price=0.3)\nobservation, info = env.reset(seed=0)\n'
         "print(env.observation_space.contains(observation), env.action_space)\n```\n\n"
-        f"```sh\nskipgym train --task {name} --images 2000 --out RUN\n```"
+        f"```sh\nskipgym train --task {name} --images 500 --num-envs 64 --hidden 8 --out RUN\n```"
     )
     return "\n\n".join(filter(None, [*parts, use])) + "\n"
 
@@ -115,8 +116,12 @@ def _names() -> str:
 
 
 def _commands() -> str:
-    helps = [f"## skipgym {name}\n\n```text\n{_help(name)}\n```" for name in COMMANDS]
-    return f"# Commands\n\n```text\n{usage().strip()}\n```\n\n" + "\n\n".join(helps) + "\n"
+    told = {"": usage().strip()} | {f"{name} ": _help(name) for name in COMMANDS}
+    parts = [
+        f"## skipgym {name}\n\n```sh\nskipgym {name}--help\n```\n\n<!-- output -->\n```text\n{text}\n```"
+        for name, text in told.items()
+    ]
+    return "# Commands\n\n" + "\n\n".join(parts) + "\n"
 
 
 def _help(command: str) -> str:
