@@ -1,4 +1,4 @@
-"""Find the code blocks of a page and run them as a reader would: from the top, in one session, in an empty directory."""
+"""Find the code blocks of a page, and run them as a reader would: from the top, in one session."""
 
 import contextlib
 import io
@@ -68,9 +68,10 @@ def loose_code(page: Path) -> list[int]:
     """Return the numbers of lines that Markdown shows as code though no fence holds them, and of indented fences."""
     found, inside, before = [], False, ""
     for number, line in enumerate(page.read_text().splitlines(), 1):
-        if re.match(r"```|~~~", line):
+        if re.match(r"\s*(```|~~~)", line):
             inside = not inside
-        elif not inside and (re.match(r"\s+(```|~~~)", line) or (not before and re.match(r"    \S", line))):
+            found += [number] * line.startswith(" ")
+        elif not inside and not before and re.match(r"    \S", line):
             found.append(number)
         before = line.strip()
     return found
@@ -128,7 +129,7 @@ def matches(shown: str, printed: str) -> bool:
 
 
 def _trimmed(text: str) -> str:
-    return re.sub(r"[ \t]+$", "", text.strip("\n"), flags=re.M)
+    return re.sub(r"[ \t]+$", "", text, flags=re.M).strip("\n")
 
 
 def _skipgym(words: list[str]) -> int:

@@ -4,7 +4,10 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
+import gymnasium as gym
 import pytest
+
+from skipgym.referee.workers import REGISTRIES
 
 from .blocks import LANGUAGES, Session, blocks, loose_code, matches
 
@@ -18,6 +21,20 @@ def pages(site, tmp_path_factory):
     """All pages by name: those that are written, and those that are generated."""
     generated = site.stage(tmp_path_factory.mktemp("staged"))
     return {page.stem: page for page in [*WRITTEN, *generated] if page.name not in OWN_TEST}
+
+
+@pytest.fixture
+def reader(tmp_path, monkeypatch):
+    """An empty directory, and registries that forget what a page has registered."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "100")
+    ids = set(gym.registry)
+    for registry in REGISTRIES.values():
+        registry.names()  # ours are imported once, and register themselves once
+        monkeypatch.setattr(registry, "registered", dict(registry.registered))
+    yield
+    for name in set(gym.registry) - ids:
+        del gym.registry[name]
 
 
 def names():
@@ -43,9 +60,7 @@ def test_no_block_escapes(pages):
 
 
 @pytest.mark.parametrize("name", names())
-def test_page_runs_as_it_stands(name, pages, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("COLUMNS", "100")
+def test_page_runs_as_it_stands(name, pages, reader, monkeypatch):
     module = f"page_{name.replace('-', '_')}"
     session = Session(ModuleType(module))
     monkeypatch.setitem(sys.modules, module, session.namespace)
@@ -75,4 +90,4 @@ def test_blocks_are_found_with_their_markers(tmp_path):
     assert (first.line, first.code, first.why_not) == (3, "a = 1", "")
     assert (second.language, second.why_not) == ("sh", "needs a download")
     page.write_text("x\n\n    stray = 1\n\n  ```python\n  ```\n")
-    assert loose_code(page) == [3, 5]
+    assert loose_code(page) == [3, 5, 6]
