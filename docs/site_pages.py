@@ -6,6 +6,7 @@ import io
 import os
 import pkgutil
 import re
+import sys
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
@@ -20,7 +21,8 @@ from skipgym.ids import env_id
 from skipgym.registry import first_line
 from skipgym.scripts.cli import COMMANDS, main, usage
 
-INSTALLED = Path(skipgym.__file__).resolve().parents[1]
+INSTALLED = next(Path(entry).resolve() for entry in sys.path if (Path(entry) / "skipgym" / "envs").is_dir())
+"""Where the packages lie as they import; in a checkout `skipgym/` is only one of them."""
 PACKAGES = ("envs", "agents", "backbones", "data", "referee", "testing")
 EXAMPLE = ("resnet20", (1, 8, 8))
 """Backbone and images for which task pages give figures."""
