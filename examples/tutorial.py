@@ -48,7 +48,7 @@ class Settings:
     """Height and width of the images in pixels."""
     epochs: int = 15
     """Of training the network."""
-    budget: int = 10_000
+    budget: int = 50_000
     """Backbone MACs of each training of a policy, in images with everything executed."""
     target: float = 0.8
     """Share of the full network's MACs that a policy may spend, itself included."""
@@ -62,7 +62,7 @@ class Settings:
 
 settings = Settings() if "ipykernel" in sys.modules else tyro.cli(Settings)
 if settings.quick:
-    settings = replace(settings, epochs=3, budget=300, seeds=1)
+    settings = replace(settings, epochs=1, budget=150, seeds=1)
 torch.set_num_threads(1)  # images of 32 x 32 are too small to share: threads would wait for each other
 
 # %% [markdown]
@@ -86,7 +86,7 @@ def write_digits(root: Path, count: int) -> Path:
     return root
 
 
-folder = settings.images or write_digits(settings.out / "images", 600 if settings.quick else 1797)
+folder = settings.images or write_digits(settings.out / "images", 300 if settings.quick else 1797)
 data = skipgym.load_data(
     folder, image_size=settings.size, policy_from="held-out" if settings.weights is None else "train"
 )
@@ -191,7 +191,7 @@ class HowDeep(Task):
 
 # %%
 task = HowDeep(backbone)
-print(check_task(task))
+print(check_task(task, count=3, tables=1))
 
 # %% [markdown]
 # ## Train it, by reinforcement and by gradient
@@ -234,7 +234,7 @@ plan = CompareConfig(
     images=settings.budget,
     num_envs=64,
     hidden=16,
-    oracle_images=100,
+    oracle_images=20 if settings.quick else 100,
 )
 content = compare(plan, settings.out / "compared", task=task, data=data, quiet=True)
 for entry in content["meta"]["summary"]:
