@@ -1,7 +1,7 @@
 """From a torchvision network and a folder of images to a saved controller: cells that run as a script or a notebook.
 
 `python examples/tutorial.py` needs nothing else: it makes a folder of digits and trains the network on it. With
-`--images DIR` and `--weights FILE.pth` it takes yours. With the defaults it takes some twenty minutes of processor time;
+`--images DIR` and `--weights FILE.pth` it takes yours. The defaults take some twenty minutes of processor time;
 `--quick` takes one, and its figures mean nothing.
 """
 
