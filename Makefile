@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 SOURCES := $(wildcard agents/*.py backbones/*.py data/*.py envs/*.py referee/* scripts/*.py skipgym/*.py testing/*.py) pyproject.toml
 TYPED := build/typed
 
-.PHONY: demo test check format clean
+.PHONY: demo test check format docs clean
 
 demo: $(VENV)/.installed
 	$(BIN)/skipgym demo --out demo
@@ -23,6 +23,9 @@ check: $(VENV)/.installed
 format: $(VENV)/.installed
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+docs: $(VENV)/.installed
+	$(BIN)/python docs/site_build.py build
 
 clean:
 	rm -rf $(VENV) build *.egg-info

@@ -32,7 +32,9 @@ class SkipEnv(gym.Env[np.ndarray, Any]):
         given), `compute` and `kept` (pieces executed).
 
     Arguments:
-        task, and all arguments of `skipgym.envs.build_engine`; or a ready `engine` of one slot.
+        task: A registered name, or a task.
+        engine: A ready engine of one slot instead.
+        arguments: As for `skipgym.envs.build_engine`.
     Version history:
         v0: first.
     """

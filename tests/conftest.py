@@ -1,3 +1,4 @@
+import ast
 import importlib
 import sys
 from collections.abc import Callable, Iterator
@@ -102,6 +103,20 @@ def tiny_images() -> ImageData:
         fingerprint="0" * 16,
         note="made for tests",
     )
+
+
+@pytest.fixture(scope="session")
+def code_lines() -> Callable[[str], int]:
+    """Return a function that counts lines of code: no docstrings, comments and blank lines."""
+
+    def count(source: str) -> int:
+        tree = ast.parse(source)
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ClassDef | ast.FunctionDef | ast.Module) and ast.get_docstring(node):
+                node.body = node.body[1:]
+        return len(ast.unparse(tree).replace("\n\n", "\n").strip().splitlines())
+
+    return count
 
 
 @pytest.fixture
