@@ -13,6 +13,7 @@ from skipgym.agents.relaxed import Metered, _tally, attempt, gumbel, sampled, so
 from skipgym.agents.skipnet import reinforce_loss
 from skipgym.envs import Hard, Layout, Soft, State, Task, make_reward, make_task, one_hot
 from skipgym.envs.rollout import follow, relax
+from skipgym.envs.task import task_class
 from skipgym.ids import TASKS
 
 DRAWS = {"soft": soft, "sampled": sampled, "gumbel": gumbel(1.0), "gumbel soft": gumbel(1.0, hard=False)}
@@ -77,6 +78,9 @@ def gradient(value, gate):
     return flat(torch.autograd.grad(value, parameters, allow_unused=True, retain_graph=True), parameters)
 
 
+EXITS = [name for name in sorted(TASKS) if task_class(name).has_exits]
+
+
 class TestSoftExecution:
     @pytest.mark.parametrize("name", sorted(TASKS))
     def test_relaxed_at_one_hot_weights_equals_hard_execution(self, name, random_backbone):
@@ -91,7 +95,9 @@ class TestSoftExecution:
             start = task.begin(task.prepare(images(9)))
             hard = follow(task, start, lambda s: Hard(mine(s).squeeze(1)))
             relaxed = relax(task, start, lambda s: one_hot(mine(s), task.decisions))
-        assert torch.equal(hard.actions, actions)
+        decided = hard.actions >= 0  # rows that have answered at an exit decide no more
+        assert torch.equal(hard.actions[decided], actions[decided])
+        assert bool(decided.all()) is not task.has_exits
         assert len(hard.macs.unique()) > 1
         assert torch.equal(relaxed.macs, hard.macs)
         torch.testing.assert_close(relaxed.logits, hard.logits, rtol=1e-4, atol=1e-4)
@@ -378,7 +384,19 @@ class TestCount:
         assert spent == [11, 4]
 
     @pytest.mark.parametrize("backbone", ["resnet8-w4", "resnet18"])
-    @pytest.mark.parametrize("name", sorted(TASKS))
+    @pytest.mark.parametrize("name", EXITS)
+    def test_backbone_macs_of_a_trial_with_exits_are_those_of_all_stages_forward(self, name, backbone, random_backbone):
+        """What goes on is not mixed, so no gradient passes the backbone."""
+        task = make_task(name, random_backbone(backbone, input_shape=(1, 32, 32)))
+        with torch.no_grad():
+            start = task.begin(task.prepare(torch.rand(3, 1, 32, 32)))
+        dealt = start, torch.zeros(3, dtype=torch.long), torch.full((3,), 0.5)
+        trial = attempt(task, make_gate(task), dealt, soft)
+        assert sum(trial.decider.spent) == task.most_macs - task.least_macs
+        assert _tally(task, trial).backbone_macs == 3 * task.most_macs
+
+    @pytest.mark.parametrize("backbone", ["resnet8-w4", "resnet18"])
+    @pytest.mark.parametrize("name", sorted(TASKS.keys() - EXITS))
     def test_backbone_macs_of_a_trial_are_stem_and_twice_branches_and_head(self, name, backbone, random_backbone):
         """Forward and backward; the stem runs before any gate, so no gradient passes it."""
         task = make_task(name, random_backbone(backbone, input_shape=(1, 32, 32)))
