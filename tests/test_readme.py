@@ -6,6 +6,7 @@ import warnings
 from pathlib import Path
 from types import ModuleType
 
+import gymnasium as gym
 import pytest
 import torch
 
@@ -30,7 +31,8 @@ def trained():
     exec(compile(example, str(README), "exec"), vars(module))
     config = TrainConfig(task="first-or-all", images=2_000, num_envs=64)
     task, data = prepare(config)
-    return train(config, task, data, quiet=True), data
+    yield train(config, task, data, quiet=True), data
+    del REGISTRIES["task"].registered["first-or-all"], gym.registry["skipgym/FirstOrAll-v0"]
 
 
 def test_example_trains_and_is_measured(trained):
