@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from ..backbones.backbone import Backbone
 from .choice import Choice
+from .pooling import pool, pooled_size
 from .state import State
 from .task import Task
 
@@ -42,7 +43,7 @@ class ExitTask(Task):
         """Take what stages cost and leave; from this follows all that a task declares."""
         self.stage_macs, self.stage_shapes = tuple(macs), tuple(shapes)
         self.horizon, self.least_macs = len(macs) - 1, self.before_macs + macs[0]
-        self.width = max(_pooled_width(shape) for shape in shapes[:-1]) if self.pooled else 0
+        self.width = max(pooled_size(shape) for shape in shapes[:-1]) if self.pooled else 0
         self.observation_shape = (SIGNS + self.width,)
 
     @abstractmethod
@@ -86,8 +87,7 @@ class ExitTask(Task):
         seen = signs(state.memory["logits"], state.memory["votes"], state.position)
         if not self.pooled:
             return seen
-        features = _pool(state.features)
-        return torch.cat([seen, F.pad(features, (0, self.width - features.shape[1]))], 1)
+        return torch.cat([seen, pool(state.features, self.width)], 1)
 
     def step(self, state: State, choice: Choice) -> State:
         """Let rows leave with the answer that they have, and run the next stage on the others."""
@@ -118,12 +118,3 @@ def signs(logits: Tensor, votes: Tensor, earlier: int) -> Tensor:
     entropy = -(probability * log).sum(1) / torch.tensor(logits.shape[1], device=logits.device).log()
     agreement = votes.gather(1, logits.argmax(1, keepdim=True))[:, 0] / max(1, earlier)
     return torch.stack([first, entropy, first - second, agreement], 1)
-
-
-def _pooled_width(shape: Sequence[int]) -> int:
-    return shape[0] if len(shape) == 3 else shape[-1]
-
-
-def _pool(x: Tensor) -> Tensor:
-    """Average feature maps (N, C, H, W) to (N, C); take the first of tokens (N, T, D)."""
-    return x[:, 0] if x.dim() == 3 else x.mean((2, 3))

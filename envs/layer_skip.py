@@ -1,11 +1,10 @@
 """Layer skipping, decided block by block from inside the network."""
 
-import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from ..backbones.backbone import Backbone
 from .choice import Choice
+from .pooling import pool, pooled_size
 from .state import State
 from .task import Task, register_task
 
@@ -42,7 +41,7 @@ class LayerSkip(Task):
         self.horizon = len(self.backbone.blocks)
         self.decisions = (2,)
         self.least_macs = self.backbone.least_macs
-        self.width = max(_pooled_size(block.in_shape, grid) for block in self.backbone.blocks)
+        self.width = max(pooled_size(block.in_shape, grid) for block in self.backbone.blocks)
         self.observation_shape = (self.width,)
 
     @property
@@ -55,8 +54,7 @@ class LayerSkip(Task):
 
     def observe(self, state: State) -> Tensor:
         """Return the pooled features."""
-        pooled = _pool(state.features, self.grid)
-        return F.pad(pooled, (0, self.width - pooled.shape[1]))
+        return pool(state.features, self.width, self.grid)
 
     def step(self, state: State, choice: Choice) -> State:
         """Execute the next block or take its shortcut; answer after the last."""
@@ -66,15 +64,3 @@ class LayerSkip(Task):
         if state.position < self.horizon:
             return state
         return state.finish(self.backbone.head(x), macs=self.backbone.head_macs)
-
-
-def _pooled_size(shape: tuple[int, ...], grid: int) -> int:
-    return shape[0] * grid * grid if len(shape) == 3 else shape[-1]
-
-
-def _pool(x: Tensor, grid: int) -> Tensor:
-    """Average feature maps (N, C, H, W) to (N, C·grid²); take the first of tokens (N, T, D)."""
-    if x.dim() == 3:
-        return x[:, 0]
-    pooled = x.mean((2, 3)) if grid == 1 else F.adaptive_avg_pool2d(x, grid)
-    return torch.flatten(pooled, 1)
