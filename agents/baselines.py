@@ -25,7 +25,7 @@ def full_accuracy(task: Task, part: Part, *, batch_size: int = 512) -> float:
     right = 0
     with torch.inference_mode():
         for images, labels, _ in part.batches(batch_size):
-            right += int((task.backbone(task.prepare(images)).argmax(1).cpu() == labels).sum())
+            right += int((task.untouched(images).argmax(1).cpu() == labels).sum())
     return right / len(part)
 
 
@@ -39,8 +39,7 @@ def random_rate(task: Task, compute: float) -> float:
     least, most = (macs / task.full_macs for macs in (task.least_macs, task.most_macs))
     if not task.has_exits:  # each piece is decided about, so that cost is linear in the rate
         return min(1.0, (compute - least) / (most - least))
-    inputs = task.prepare(torch.zeros((1, *task.backbone.input_shape)))
-    start = task.begin(inputs)
+    start = task.begin(task.prepare(task.blank()))
 
     def spent(out: float) -> float:
         """Return the expected compute when a share `out` of those who come to an exit leave there."""

@@ -200,4 +200,4 @@ def _look(task: Task, part: Part, paths: list[Path], quiet: bool) -> _Look:
 @torch.inference_mode()
 def full_answers(task: Task, images: Tensor) -> Tensor:
     """Return the classes that the untouched network answers. Shape (N,)."""
-    return task.backbone(task.prepare(images)).argmax(1)
+    return task.untouched(images).argmax(1)

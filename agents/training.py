@@ -13,6 +13,7 @@ from ..data import ImageData, Part
 from ..envs.build import AugmentLevel, check_fit, choose_augment, find_backbone, find_data, find_task
 from ..envs.engine import Price
 from ..envs.rewards import Reward, make_reward
+from ..envs.table import tabulate
 from ..envs.task import Task, task_class
 from .baselines import check_budget, full_accuracy
 from .budget import Lagrange, lowest, lowest_price
@@ -37,6 +38,17 @@ class Subject:
     """The backbone's checkpoint; the embedded data's backbone is trained on first use."""
     task_options: dict[str, int | float | str] = field(default_factory=dict)
     """Options of the task."""
+    augment: AugmentLevel = "auto"
+    """Of the policy's images; auto is strong where the backbone has seen them, else light."""
+    table: int = 0
+    """0: everything runs live. Above: every way through is computed once, of so many versions of each of the policy's
+    images and of the validation and test images; kept in the cache, training and comparing look it up. For tasks with
+    few ways through."""
+
+    def __post_init__(self) -> None:
+        """Check what all commands ask alike."""
+        if self.table < 0:
+            raise ValueError(f"table: expected 0, or how many versions of each image, got {self.table}.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,8 +74,6 @@ class TrainConfig(Subject):
     """Images at a time."""
     hidden: int = 64
     """Width of the gate."""
-    augment: AugmentLevel = "auto"
-    """Of the policy's images; auto is strong where the backbone has seen them, else light."""
     seed: int = 0
     """Of everything random."""
     agent_options: dict[str, int | float | str] = field(default_factory=dict)
@@ -74,6 +84,7 @@ class TrainConfig(Subject):
         task_class(self.task)
         make_learner(self.agent)
         make_reward(self.reward)
+        super().__post_init__()
         for name in ("images", "num_envs"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)}.")
@@ -104,8 +115,8 @@ class Trained:
     history: list[dict[str, float]]
 
 
-def prepare(subject: Subject) -> tuple[Task, ImageData]:
-    """Load data and backbone of a configuration, and build its task.
+def prepare(subject: Subject, *, quiet: bool = False) -> tuple[Task, ImageData]:
+    """Load data and backbone of a configuration, and build its task; from a table where one is asked for.
 
     Raises:
         ValueError: If they do not fit each other.
@@ -114,7 +125,10 @@ def prepare(subject: Subject) -> tuple[Task, ImageData]:
     backbone = find_backbone(subject.backbone, data, subject.weights)
     task = find_task(subject.task, backbone, data, **subject.task_options)
     check_fit(task, data)
-    return task, data
+    if not subject.table:
+        return task, data
+    augment = choose_augment(subject.augment, data)
+    return tabulate(task, data, versions=subject.table, augment=augment, quiet=quiet)
 
 
 def train(config: TrainConfig, task: Task, data: ImageData, *, out: Path | None = None, quiet: bool = False) -> Trained:

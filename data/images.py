@@ -99,6 +99,7 @@ class ImageData:
         fingerprint: 16 hexadecimal digits of the SHA-256 of images, labels and the split.
         note: How the parts came about.
         seen: Whether the policy part consists of the backbone's training images.
+        varied: Whether the policy part holds augmented images already, as an outcome table does.
     """
 
     name: str
@@ -113,6 +114,7 @@ class ImageData:
     fingerprint: str
     note: str
     seen: bool = False
+    varied: bool = False
 
     def part(self, name: PartName) -> Part:
         """Return the part called train, policy, val or test.

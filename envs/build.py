@@ -105,10 +105,13 @@ def check_fit(task: Task, data: ImageData) -> None:
 
 
 def choose_augment(level: AugmentLevel, data: ImageData) -> Augment:
-    """Return the augmentation of a level; `auto` looks at whether the backbone has seen the policy's images."""
+    """Return the augmentation of a level; `auto` looks at whether the backbone has seen the policy's images.
+
+    Images that have been varied before are left as they are.
+    """
     if level == "auto":
         level = "strong" if data.seen else "light"
     levels = {"none": Augment(), "light": Augment.light(data), "strong": Augment.strong(data)}
     if level not in levels:
         raise ValueError(unknown("augment", level, ["auto", *levels]))
-    return levels[level]
+    return Augment() if data.varied else levels[level]

@@ -22,6 +22,9 @@ from .task import Task
 
 Price = float | Sequence[float]
 
+AHEAD = 64
+"""Episodes for which a slot's random numbers are drawn at a time."""
+
 
 @dataclass(frozen=True)
 class Transition:
@@ -99,6 +102,8 @@ class Engine:
         if len(seed) != self.num_envs:
             raise ValueError(f"seed: expected one number, or one for each of {self.num_envs} slots, got {seed}.")
         self.generators = [np.random.default_rng(one) for one in seed]
+        self.drawn = np.empty((self.num_envs, AHEAD, 2 + self.augment.draws))
+        self.used = np.full(self.num_envs, AHEAD)
 
     @torch.no_grad()
     def reset(self) -> Tensor:
@@ -175,7 +180,7 @@ class Engine:
 
     def _deal(self, slots: Tensor) -> State:
         """Begin an episode in each of these slots."""
-        draws = np.stack([self.generators[i].random(2 + self.augment.draws) for i in slots.tolist()])
+        draws = self._draw(slots.cpu().numpy())
         uniforms = torch.as_tensor(draws, dtype=torch.float32, device=self.task.device)
         index = torch.as_tensor((draws[:, 0] * len(self.images)).astype(np.int64), device=self.task.device)
         images = self.augment.apply(self.images[index], uniforms[:, 2:])
@@ -184,6 +189,15 @@ class Engine:
         for tally in (self.kept, self.returns, self.decided, self.charged):
             tally[slots] = 0
         return replace(self.task.begin(self.task.prepare(images)), rows=slots)
+
+    def _draw(self, slots: np.ndarray) -> np.ndarray:
+        """Return each slot's next uniforms; generators are asked for many at a time, which changes nothing drawn."""
+        for slot in slots[self.used[slots] == AHEAD].tolist():
+            self.generators[slot].random(out=self.drawn[slot])
+            self.used[slot] = 0
+        draws = self.drawn[slots, self.used[slots]]
+        self.used[slots] += 1
+        return draws
 
     def _pay_step(self, actions: Tensor, states: list[State]) -> Tensor:
         """Charge what was spent since the last payment. Shape (N,)."""

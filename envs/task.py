@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Any, ClassVar, Self, TypeVar
+from typing import Any, Self, TypeVar
 
 import torch
 from gymnasium import spaces
@@ -36,8 +36,8 @@ class Task(nn.Module, ABC):
         has_exits: Whether each decision has two options, 0 to answer now with `answer_now`, 1 to go on.
     """
 
-    name: ClassVar[str] = ""
-    has_exits: ClassVar[bool] = False
+    name: str = ""
+    has_exits: bool = False
     horizon: int
     decisions: tuple[int, ...]
     observation_shape: tuple[int, ...]
@@ -113,9 +113,25 @@ class Task(nn.Module, ABC):
     def device(self) -> torch.device:
         return next(self.parameters()).device
 
+    def check_images(self, images: Tensor) -> None:
+        """Raise a ValueError unless `prepare` can take these images."""
+        self.backbone.check_images(images)
+
     def prepare(self, images: Tensor) -> Tensor:
         """Return images (uint8 or floats in 0…1) as `begin` takes them."""
         return self.backbone.prepare(images.to(self.device))
+
+    def blank(self) -> Tensor:
+        """Return one image of no content, for `prepare`: what a way through costs can be read from it."""
+        return torch.zeros((1, *self.backbone.input_shape))
+
+    def untouched(self, images: Tensor) -> Tensor:
+        """Return the logits of the untouched network, outside any decision. Shape (N, classes)."""
+        return self.backbone(self.prepare(images))
+
+    def pictures(self, images: Tensor) -> Tensor:
+        """Return images as people are to see them, uint8. Shape (N, C, H, W)."""
+        return images
 
 
 def _adopt(name: str, found: Any) -> tuple[type[Task], str]:
