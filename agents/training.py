@@ -40,6 +40,9 @@ class Subject:
     """Options of the task."""
     augment: AugmentLevel = "auto"
     """Of the policy's images; auto is strong where the backbone has seen them, else light."""
+    augment_val: bool = False
+    """Vary each validation image once, as the policy's are: for weights that have seen them. A network is surer of what
+    it has seen than of new images, and budgets that are met on such images are overspent on new ones."""
     table: int = 0
     """0: everything runs live. Above: every way through is computed once, of so many versions of each of the policy's
     images and of the validation and test images; kept in the cache, training and comparing look it up. For tasks with
@@ -125,9 +128,11 @@ def prepare(subject: Subject, *, quiet: bool = False) -> tuple[Task, ImageData]:
     backbone = find_backbone(subject.backbone, data, subject.weights)
     task = find_task(subject.task, backbone, data, **subject.task_options)
     check_fit(task, data)
+    augment = choose_augment(subject.augment, data)
+    if subject.augment_val:
+        data = data.with_varied_val(augment)
     if not subject.table:
         return task, data
-    augment = choose_augment(subject.augment, data)
     return tabulate(task, data, versions=subject.table, augment=augment, quiet=quiet)
 
 

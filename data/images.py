@@ -134,6 +134,13 @@ class ImageData:
         note = f"{self.note}; train and policy joined: the backbone has seen the policy's images"
         return self if self.seen else replace(self, train=both, policy=both, note=note, seen=True)
 
+    def with_varied_val(self, augment: Augment) -> "ImageData":
+        """Return the data with each validation image varied once, for backbones that know them as they are."""
+        uniforms = torch.rand((len(self.val), Augment.draws), generator=torch.Generator().manual_seed(0))
+        val = Part(augment.apply(self.val.images, uniforms), self.val.labels)
+        changed = hashlib.sha256(f"{self.fingerprint} val {augment}".encode()).hexdigest()[:16]
+        return replace(self, val=val, fingerprint=changed, note=f"{self.note}; validation images varied: {augment}")
+
     @property
     def image_shape(self) -> tuple[int, int, int]:
         """Channels, height and width of every image."""

@@ -111,6 +111,7 @@ class Cell:
             seed=self.seed,
             task_options=config.task_options,
             augment=config.augment,
+            augment_val=config.augment_val,
             table=config.table,
             agent_options=dict(how.options),
         )

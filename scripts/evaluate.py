@@ -51,6 +51,8 @@ class Config:
     """The backbone's checkpoint."""
     task_options: dict[str, int | float | str] = field(default_factory=dict)
     """Options of the task."""
+    augment_val: bool = False
+    """For thresholds and weights that have seen the validation images: calibrate on varied ones (see `train`)."""
     batch_size: int = 512
     """Images at a time."""
     out: Path | None = None
@@ -131,6 +133,7 @@ def _untrained(config: Config) -> tuple[Controller, ImageData, str]:
         data=config.data or "digits",
         weights=config.weights,
         task_options=config.task_options,
+        augment_val=config.augment_val,
     )
     task, data = prepare(train_config)
     info: dict[str, Any] = {}
