@@ -143,12 +143,14 @@ def features_at(backbone: Backbone, x: Tensor, places: Sequence[int]) -> tuple[l
 
 @torch.no_grad()
 def exit_accuracy(backbone: Backbone, part: Part) -> list[float]:
-    """Return the share of right answers of each exit, and last of the network itself."""
-    frozen, right = backbone.frozen(), torch.zeros(len(backbone.exits) + 1)
-    device = next(frozen.network.parameters()).device
+    """Return the share of right answers, in evaluation mode, of each exit, and last of the network itself."""
+    was_training, right = backbone.training, torch.zeros(len(backbone.exits) + 1)
+    device = next(backbone.network.parameters()).device
+    backbone.eval()
     for images, labels, _ in part.batches(256):
-        answers = frozen.answers(frozen.prepare(images.to(device)))
+        answers = backbone.answers(backbone.prepare(images.to(device)))
         right += torch.stack([(answer.argmax(1).cpu() == labels).sum() for answer in answers])
+    backbone.train(was_training)
     return (right / len(part)).tolist()
 
 

@@ -21,8 +21,9 @@ class MSDNet(SteppedNet):
     first leaves the finest scale out, and a transition halves the channels of the others ("network reduction").
 
     Differs from the released code for CIFAR in that layers add as many channels as the first layer has (there 6 for
-    16), and there are fewer of them; and in that bottlenecks which would not be narrower are left out. Small numbers of
-    channels and many layers cost few MACs but much time.
+    16), and there are fewer of them; and in that bottlenecks which would not be narrower are left out. Classifiers have
+    twice the channels of the coarsest scale's first layer, as there. Small numbers of channels and many layers cost few
+    MACs but much time.
 
     Args:
         exits: Answers, the last one's included.
@@ -70,7 +71,7 @@ class MSDNet(SteppedNet):
             bodies.append(nn.Sequential(*parts))
             done += count
         after = range(1, exits + 1)
-        super().__init__(start, bodies, after=after, width=8 * width, num_classes=num_classes)
+        super().__init__(start, bodies, after=after, width=2 * growth[-1], num_classes=num_classes)
 
 
 class Layer(nn.Module):

@@ -64,7 +64,7 @@ class RANet(SteppedNet):
                 channels += layers * (width << (scales - 1))
                 after.append(len(bodies))
             lower = [*found, channels]
-        super().__init__(start, bodies, after=after, width=8 * width, num_classes=num_classes)
+        super().__init__(start, bodies, after=after, width=2 * (width << (scales - 1)), num_classes=num_classes)
 
 
 class InOrderOfUse(nn.Module):
