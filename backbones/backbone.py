@@ -10,7 +10,8 @@ from torch.fx.experimental.optimization import fuse
 
 from .cost import count_macs
 from .cut import cut
-from .exits import Exit, check_places, digest, exit_tensors
+from .exits import Exit, OwnExit, check_places, digest, exit_tensors
+from .stepped import SteppedNet
 
 # What torchvision and most published networks were trained with; for one channel, its average.
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -23,31 +24,57 @@ class Block(nn.Module):
     Attributes:
         name: Its name in the network.
         macs: Cost of `run`, in MACs of one input.
-        bypass_macs: Cost of `bypass`, in MACs of one input.
+        shortcut: What takes its place; None where nothing can, as in a network whose later blocks use all that
+            earlier ones add.
         in_shape: Shape of one input row.
         out_shape: Shape of one output row.
     """
 
-    def __init__(self, name: str, body: nn.Module, shortcut: nn.Module, example: Tensor):
+    def __init__(self, name: str, body: nn.Module, shortcut: nn.Module | None, example: Tensor):
         super().__init__()
         with torch.no_grad():
-            out, passed = body(example.clone()), _attempt_bypass(name, shortcut, example.clone())
+            out = body(example.clone())
+            passed = out if shortcut is None else _attempt_bypass(name, shortcut, example.clone())
         if passed.shape != out.shape:
             raise ValueError(
                 f"bypass of block {name}: expected shape {tuple(out.shape[1:])} as the block gives, "
                 f"got {tuple(passed.shape[1:])}. Pass bypass={{{name!r}: module}} that fits."
             )
         self.in_shape, self.out_shape = tuple(example.shape[1:]), tuple(out.shape[1:])
-        self.name, self.body, self.shortcut = name, _sparing(body, example), _sparing(shortcut, example)
-        self.macs, self.bypass_macs = count_macs(self.body, example), count_macs(self.shortcut, example)
+        self.name, self.body = name, _sparing(body, example)
+        self.shortcut = None if shortcut is None else _sparing(shortcut, example)
+        self.macs = count_macs(self.body, example)
+        self._bypass_macs = 0 if self.shortcut is None else count_macs(self.shortcut, example)
+
+    @property
+    def bypass_macs(self) -> int:
+        """Cost of `bypass`, in MACs of one input.
+
+        Raises:
+            ValueError: If it cannot be left out.
+        """
+        self._passable()
+        return self._bypass_macs
+
+    def _passable(self) -> nn.Module:
+        if self.shortcut is None:
+            raise ValueError(
+                f"block {self.name}: expected one that can be left out, got one that nothing can replace, since later "
+                "ones use what it adds. Use a task of exits (early-exit), no stochastic depth, or another backbone."
+            )
+        return self.shortcut
 
     def run(self, x: Tensor) -> Tensor:
         """Execute the block. Shape (N, *in_shape) to (N, *out_shape)."""
         return self.body(x)
 
     def bypass(self, x: Tensor) -> Tensor:
-        """Leave the block out. Shape (N, *in_shape) to (N, *out_shape)."""
-        return self.shortcut(x)
+        """Leave the block out. Shape (N, *in_shape) to (N, *out_shape).
+
+        Raises:
+            ValueError: If it cannot be left out.
+        """
+        return self._passable()(x)
 
     def forward(self, x: Tensor) -> Tensor:
         """Execute the block."""
@@ -75,7 +102,9 @@ class Backbone(nn.Module):
         full_macs: Cost of executing everything.
         config: How to build it again (JSON), where it came from the registry.
         is_frozen: Whether this is a copy for execution, see `frozen`.
-        exits: Heads that answer from part of the way, in their order; none but by `with_exits`.
+        exits: Heads that answer from part of the way, in their order; none but by `with_exits`, or where they are part
+            of the network.
+        has_own_exits: Whether they are, and are trained with it.
         smaller: Other networks that answer the same question for less, from the cheapest on; none but by
             `with_smaller`.
     """
@@ -99,11 +128,14 @@ class Backbone(nn.Module):
         self.std = tuple(std or (IMAGENET_STD if colour else GREY_STD * input_shape[0]))
         self.config: dict[str, Any] = {}
         self.is_frozen = False
-        self.exits: Sequence[Exit] = nn.ModuleList()  # pyright: ignore[reportAttributeAccessIssue]
+        self.exits: Sequence[Exit | OwnExit] = nn.ModuleList()  # pyright: ignore[reportAttributeAccessIssue]
         self.smaller: Sequence[Backbone] = nn.ModuleList()  # pyright: ignore[reportAttributeAccessIssue]
         was_training = network.training
         network.eval()
         self._cut(blocks, bypass or {})
+        self.has_own_exits = isinstance(network, SteppedNet)
+        if isinstance(network, SteppedNet):
+            self.exits = nn.ModuleList(OwnExit(*one) for one in network.exits())  # pyright: ignore[reportAttributeAccessIssue]
         network.train(was_training)
         self.class_names = tuple(class_names or map(str, range(self.num_classes)))
         if len(self.class_names) != self.num_classes:
@@ -126,7 +158,7 @@ class Backbone(nn.Module):
         blocks = []
         for name, body, glue in zip(names, pieces.blocks, pieces.glue, strict=True):
             shortcut = bypass.get(name) or residual_shortcut(body)
-            blocks.append(Block(name, _then(body, glue), _then(shortcut, glue), x))
+            blocks.append(Block(name, _then(body, glue), shortcut and _then(shortcut, glue), x))
             with torch.no_grad():
                 x = blocks[-1].run(x)
         self.head = _sparing(pieces.head, x)
@@ -134,6 +166,11 @@ class Backbone(nn.Module):
         with torch.no_grad():
             self.num_classes = self.head(x).shape[-1]
         self.blocks: Sequence[Block] = nn.ModuleList(blocks)  # pyright: ignore[reportAttributeAccessIssue]
+
+    @property
+    def added_exits(self) -> list[Exit]:
+        """Exits that are not part of the network, so that their weights are kept apart from its own."""
+        return [one for one in self.exits if isinstance(one, Exit)]
 
     @property
     def block_macs(self) -> list[int]:
@@ -147,7 +184,11 @@ class Backbone(nn.Module):
 
     @property
     def least_macs(self) -> int:
-        """Cost of one image when every block is left out, in MACs."""
+        """Cost of one image when every block is left out, in MACs.
+
+        Raises:
+            ValueError: If a block cannot be left out.
+        """
         return self.stem_macs + sum(block.bypass_macs for block in self.blocks) + self.head_macs
 
     def prepare(self, images: Tensor) -> Tensor:
@@ -190,22 +231,51 @@ class Backbone(nn.Module):
             x = block.run(x)
         return self.head(x)
 
+    def answers(self, x: Tensor) -> list[Tensor]:
+        """Return the logits of every exit, and last of the network itself, on prepared images. Each (N, classes)."""
+        x, found = self.stem(x), []
+        for count, block in enumerate(self.blocks, 1):
+            x = block.run(x)
+            found += [one(x) for one in self.exits if one.after == count]
+        return [*found, self.head(x)]
+
+    @property
+    def answer_macs(self) -> list[int]:
+        """What has been spent on an image when each exit has answered, earlier ones too, and last the network."""
+        spent, found = self.stem_macs, []
+        for count, block in enumerate(self.blocks, 1):
+            spent += block.macs
+            for one in self.exits:
+                if one.after == count:
+                    spent += one.macs
+                    found.append(spent)
+        return [*found, spent + self.head_macs]
+
     def fingerprint(self) -> str:
         """Return a hash of every parameter and buffer of the network, with their names."""
         return digest(self.network.state_dict())
 
     def identity(self) -> str:
         """Return the fingerprints of the network and of all that it carries, joined by a plus."""
-        carried = [digest(exit_tensors(self.exits))] if self.exits else []
+        carried = [digest(exit_tensors(self.added_exits))] if self.added_exits else []
         return "+".join([self.fingerprint(), *carried, *(one.identity() for one in self.smaller)])
+
+    def check_exits(self, places: Sequence[int]) -> None:
+        """Raise a ValueError unless exits can be put after these numbers of blocks."""
+        if self.has_own_exits:
+            raise ValueError(
+                f"exits: expected a network without, got {self.name}, whose own are trained with it. Leave --exits "
+                "out; where a file .exits.json lies beside its weights, move it away."
+            )
+        check_places(places, len(self.blocks))
 
     def with_exits(self, exits: Sequence[Exit]) -> Self:
         """Return a copy that carries these exits; network and pieces are as they were.
 
         Raises:
-            ValueError: If they are out of order, or do not fit the blocks that they come after.
+            ValueError: If they are out of order or do not fit the blocks before them, or the network has its own.
         """
-        check_places([one.after for one in exits], len(self.blocks))
+        self.check_exits([one.after for one in exits])
         for one in exits:
             expected = self.blocks[one.after - 1].out_shape, self.num_classes
             if (one.in_shape, one.linear.out_features) != expected:
@@ -260,7 +330,11 @@ class Backbone(nn.Module):
         clone.stem = _fold(clone.stem, clone.input_shape)
         clone.head = _fold(clone.head, clone.blocks[-1].out_shape)
         for block in clone.blocks:
-            block.body, block.shortcut = _fold(block.body, block.in_shape), _fold(block.shortcut, block.in_shape)
+            block.body = _fold(block.body, block.in_shape)
+            block.shortcut = block.shortcut and _fold(block.shortcut, block.in_shape)
+        for one in clone.exits:
+            if isinstance(one, OwnExit):
+                one.head = _fold(one.head, one.in_shape)
         clone.smaller = nn.ModuleList(one.frozen() for one in clone.smaller)  # pyright: ignore[reportAttributeAccessIssue]
         return clone.eval().to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
 
@@ -269,12 +343,14 @@ class Backbone(nn.Module):
         return super().train(mode and not self.is_frozen)
 
 
-def residual_shortcut(block: nn.Module) -> nn.Module:
-    """Return what a residual block computes when its residual branch is zero.
+def residual_shortcut(block: nn.Module) -> nn.Module | None:
+    """Return what a residual block computes when its residual branch is zero; None of a block that is not `skippable`.
 
     Known are blocks with a `shortcut` or a `downsample` followed by ReLU (torchvision's ResNets and ours); any other
     block becomes the identity.
     """
+    if getattr(block, "skippable", True) is False:
+        return None
     for attribute in ("shortcut", "downsample"):
         shortcut = getattr(block, attribute, None)
         if isinstance(shortcut, nn.Module) and not isinstance(shortcut, nn.Identity):

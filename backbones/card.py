@@ -29,13 +29,16 @@ def describe(backbone: Backbone, data: ImageData, settings: Mapping[str, Any], a
         backbone: As trained.
         data: What it was trained on.
         settings: Of the training.
-        accuracy: For `val` and `test`: `full`, 0…1, `n`, and after stochastic depth `half`, of a random half of blocks.
+        accuracy: For `val` and `test`: `full`, 0…1, `n`, after stochastic depth `half`, of a random half of blocks, and
+            `exit1`, `exit2`, … of exits that are part of the network.
     """
+    own = {"exits": {"macs": backbone.answer_macs}} if backbone.has_own_exits else {}
     return {
         "backbone": backbone.config,
         "fingerprint": backbone.fingerprint(),
         "data": {"name": data.name, "fingerprint": data.fingerprint, "train": len(data.train), "note": data.note},
         "pretrain": dict(settings),
+        **own,
         "accuracy": {part: dict(values) for part, values in accuracy.items()},
         "versions": {
             "skipgym": __version__,
@@ -115,12 +118,9 @@ standard error that the number of images leaves.
 
 ## Compute
 
-{len(backbone.blocks)} blocks; {backbone.full_macs:,} MACs for an image of {_times(backbone.input_shape)}, at least
-{backbone.least_macs:,} when every block is skipped. {_parameters(backbone):,} parameters.
+{_compute(backbone)} {_parameters(backbone):,} parameters.
 
-## Skipping
-
-{_skipping(card["pretrain"])}
+{_exits(backbone, card) if backbone.has_own_exits else _skipping(card["pretrain"])}
 
 ## Data
 
@@ -159,14 +159,40 @@ def _chosen(settings: Mapping[str, Any]) -> str:
 def _skipping(settings: Mapping[str, Any]) -> str:
     depth = settings["stochastic_depth"]
     if not depth:
-        return "Not skip-robust: trained with all blocks only (`--stochastic-depth 0`)."
+        return "## Skipping\n\nNot skip-robust: trained with all blocks only (`--stochastic-depth 0`)."
     how = f"the last with probability {depth:g}, earlier ones less (linear)"
     if settings["depth_schedule"] != "linear":
         which = "each" if settings["depth_schedule"] == "uniform" else "each that keeps the shape"
         how = f"{which} with probability {depth:g}"
     if settings["distill"]:
         how += f"; the skipped path learned from the full one's soft labels (weight {settings['distill']:g})"
-    return f"Skip-robust: blocks were left out in training image by image, {how}."
+    return f"## Skipping\n\nSkip-robust: blocks were left out in training image by image, {how}."
+
+
+def _compute(backbone: Backbone) -> str:
+    size = f"{len(backbone.blocks)} blocks; {backbone.full_macs:,} MACs for an image of {_times(backbone.input_shape)}"
+    if backbone.has_own_exits:
+        return f"{size}, answered at the end alone."
+    return f"{size}, at least\n{backbone.least_macs:,} when every block is skipped."
+
+
+def _exits(backbone: Backbone, card: Mapping[str, Any]) -> str:
+    """Return what an answer costs at each exit, those before it included, and how often it is right."""
+    parts = card["accuracy"]
+    names = [*(f"exit{index}" for index in range(1, len(backbone.exits) + 1)), "full"]
+    places = [*(one.after for one in backbone.exits), len(backbone.blocks)]
+    rows = [
+        f"| {after} | {macs:,} | {' | '.join(_percent(values[name], values['n']) for values in parts.values())} |"
+        for name, after, macs in zip(names, places, card["exits"]["macs"], strict=True)
+    ]
+    head = f"| after block | MACs, earlier exits included | {' | '.join(parts)} |"
+    return "\n".join(["## Exits", "", _joint(card["pretrain"]), "", head, "|" + "---|" * (2 + len(parts)), *rows])
+
+
+def _joint(settings: Mapping[str, Any]) -> str:
+    weights = settings.get("exit_weights")
+    how = f", weighted {' '.join(f'{one:g}' for one in weights)}" if weights else ""
+    return f"They are part of the network; their cross entropies were minimised in sum{how}."
 
 
 def _start(settings: Mapping[str, Any]) -> str:

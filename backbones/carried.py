@@ -17,7 +17,7 @@ def carried_tensors(backbone: Backbone) -> dict[str, dict[str, Tensor]]:
         name: {key: value.contiguous() for key, value in one.network.state_dict().items()}
         for name, one in networks.items()
     }
-    return {**files, "exits": exit_tensors(backbone.exits)} if backbone.exits else files
+    return {**files, "exits": exit_tensors(backbone.added_exits)} if backbone.added_exits else files
 
 
 def describe_carried(backbone: Backbone) -> dict[str, Any]:
@@ -32,8 +32,8 @@ def describe_carried(backbone: Backbone) -> dict[str, Any]:
             "again. Register it with skipgym.backbones.register_backbone."
         )
     described: dict[str, Any] = {}
-    if backbone.exits:
-        described["exits"] = describe_exits(backbone.exits)
+    if backbone.added_exits:
+        described["exits"] = describe_exits(backbone.added_exits)
     if backbone.smaller:
         described["smaller"] = [one.config for one in backbone.smaller]
     return described

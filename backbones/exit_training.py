@@ -16,7 +16,7 @@ from tqdm import tqdm
 from ..data import Augment, ImageData, Part
 from .backbone import Backbone
 from .card import write_whole
-from .exits import Exit, HeadKind, check_places, describe_exits, digest, even_places, exit_files, exit_tensors
+from .exits import Exit, HeadKind, describe_exits, digest, even_places, exit_files, exit_tensors
 
 REVISION = 1  # of the training code; raise it when the same recipe gives other weights
 
@@ -83,7 +83,7 @@ def train_exits(
         ValueError: If a place is out of order or there are too few images.
     """
     places = recipe.places or even_places(backbone.block_macs)
-    check_places(places, len(backbone.blocks))
+    backbone.check_exits(places)
     if len(data.train) < recipe.batch_size:
         raise ValueError(
             f"batch_size: expected at most the {len(data.train)} training images of {data.name}, "
@@ -143,23 +143,23 @@ def features_at(backbone: Backbone, x: Tensor, places: Sequence[int]) -> tuple[l
 
 @torch.no_grad()
 def exit_accuracy(backbone: Backbone, part: Part) -> list[float]:
-    """Return the share of right answers of each exit, and last of the network itself."""
-    frozen, right = backbone.frozen(), torch.zeros(len(backbone.exits) + 1)
-    device = next(frozen.network.parameters()).device
-    places = [one.after for one in frozen.exits]
+    """Return the share of right answers, in evaluation mode, of each exit, and last of the network itself."""
+    was_training, right = backbone.training, torch.zeros(len(backbone.exits) + 1)
+    device = next(backbone.network.parameters()).device
+    backbone.eval()
     for images, labels, _ in part.batches(256):
-        features, last = features_at(frozen, frozen.prepare(images.to(device)), places)
-        answers = [one(x) for one, x in zip(frozen.exits, features, strict=True)]
-        right += torch.stack([(answer.argmax(1).cpu() == labels).sum() for answer in (*answers, last)])
+        answers = backbone.answers(backbone.prepare(images.to(device)))
+        right += torch.stack([(answer.argmax(1).cpu() == labels).sum() for answer in answers])
+    backbone.train(was_training)
     return (right / len(part)).tolist()
 
 
 def write_exits(weights: Path, backbone: Backbone, card: Mapping[str, Any]) -> None:
     """Write a backbone's exits beside its weights; the card comes last, so that where it lies all is there."""
     tensors, page = exit_files(weights)
-    state = exit_tensors(backbone.exits)
+    state = exit_tensors(backbone.added_exits)
     content = {
-        "exits": describe_exits(backbone.exits),
+        "exits": describe_exits(backbone.added_exits),
         "trunk": backbone.fingerprint(),
         "fingerprint": digest(state),
         "macs": [one.macs for one in backbone.exits],

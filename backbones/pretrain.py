@@ -7,7 +7,7 @@ import time
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import timedelta
 from pathlib import Path
 from pickle import UnpicklingError
@@ -21,7 +21,7 @@ from ..data.cache import cache_dir
 from .backbone import Backbone
 from .card import CARD, WEIGHTS, describe, read_result, write_result, write_whole
 from .exit_training import ExitRecipe, exit_card, train_exits, write_exits
-from .exits import check_places, exit_files
+from .exits import exit_files
 from .recipe import PretrainConfig, Recipe
 from .registry import _find, load_backbone, make_backbone, read_exits
 from .trainer import Metrics, Trainer
@@ -79,7 +79,12 @@ def pretrain(config: PretrainConfig, *, data: ImageData | None = None, quiet: bo
         return _with_exits(config, _finished(config, images, quiet), images, device, quiet)
     backbone = _untrained(config, images)
     if config.exits:
-        check_places(config.exits, len(backbone.blocks))
+        backbone.check_exits(config.exits)
+    elif config.exit_weights and not backbone.has_own_exits:
+        raise ValueError(
+            f"exit_weights: expected none for {config.backbone} without exits, got {config.exit_weights}. "
+            "Say where they are to be with --exits."
+        )
     trainer = Trainer(backbone, images, config, device=device)
     config.out.mkdir(parents=True, exist_ok=True)
     write_whole(config.out / CONFIG, lambda path: path.write_text(json.dumps(settings, indent=2) + "\n"))
@@ -142,7 +147,7 @@ def pretrained(name: str, data: ImageData) -> Backbone:
             f"--weights RUN/{WEIGHTS}. (Trained on first use without: {', '.join(sorted(EMBEDDED))}.)"
         )
     check_held_out(data)
-    recipe = EMBEDDED[data.name]
+    recipe = embedded_recipe(name, data)
     directory = cache_dir() / "backbones" / f"{name}-{data.fingerprint}-{recipe.digest()}"
     kept = _intact(directory, name, data)
     return kept or _train_embedded(name, data, recipe, directory)
@@ -195,6 +200,12 @@ def find_device(name: str) -> torch.device:
     except (RuntimeError, AssertionError) as error:  # torch without CUDA asserts
         reason = str(error).splitlines()[0]
         raise ValueError(f"device: expected one that works, got {name!r} ({reason}). Use --device auto.") from error
+
+
+def embedded_recipe(name: str, data: ImageData) -> Recipe:
+    """Return how a backbone of embedded data is trained: with all its blocks where they cannot be left out."""
+    recipe = EMBEDDED[data.name]
+    return recipe if _find(name).skippable else replace(recipe, stochastic_depth=0.0, spare_hard=0.0)
 
 
 def check_directory(out: Path) -> None:
@@ -288,6 +299,8 @@ def _log(events: "SummaryWriter", metrics: Metrics, epoch: int) -> None:
 
 def _line(metrics: Metrics, epoch: int, epochs: int, rest: float) -> str:
     half = f"  half {metrics['val_half']:.2%}" if "val_half" in metrics else ""
+    exits = " ".join(f"{value:.2%}" for name, value in metrics.items() if name.startswith("val_exit"))
+    half += f"  exits {exits}" if exits else ""
     return (
         f"epoch {epoch}/{epochs}  loss {metrics['loss']:.3f}  val {metrics['val_full']:.2%}{half}  "
         f"{metrics['images_per_s']:,.0f} images/s  {timedelta(seconds=round(rest))} left"

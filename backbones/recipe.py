@@ -18,6 +18,7 @@ from .exits import HeadKind
 WARM_UP = 0.3  # share of a one-cycle schedule in which the learning rate rises
 START = 1 / 25  # of the highest learning rate, where a one-cycle schedule begins
 REVISION = 1  # of the training code; raise it when the same recipe gives other weights
+_OF_TRAINED_EXITS = ("exits", "exit_head", "exit_alpha", "exit_epochs")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +56,9 @@ class Recipe:
     distill: float = 0.0
     """0: the skipped path learns from the labels. Above: the full path does, and the skipped path learns from the full
     one's soft labels, with this weight of their KL divergence. Costs twice the time."""
+    exit_weights: tuple[float, ...] = ()
+    """lambda_i, of each exit in the sum of their losses; all 1 where none are given. A network with exits of its own
+    (msdnet, ranet) minimises the sum of lambda_i CE_i, where the last weight is that of its last answer."""
     seed: int = 0
     """Of initial weights, order, augmentation and skipping."""
     keep: Literal["last", "best"] = "last"
@@ -71,6 +75,8 @@ class Recipe:
             _check(name, getattr(self, name), 0 <= getattr(self, name) < 1, "a number from 0 to below 1")
         for name in ("weight_decay", "distill", "spare_hard"):
             _check(name, getattr(self, name), 0 <= getattr(self, name) < math.inf, "0 or above")
+        positive = all(0 < one < math.inf for one in self.exit_weights)
+        _check("exit_weights", self.exit_weights, positive, "numbers above 0")
         for name in ("schedule", "depth_schedule", "keep"):
             options = get_args(get_type_hints(Recipe)[name])
             _check(name, getattr(self, name), getattr(self, name) in options, f"one of {', '.join(options)}")
@@ -81,6 +87,8 @@ class Recipe:
     def digest(self) -> str:
         """Return 16 hexadecimal digits that change with the recipe and with the training code's revision."""
         own = {field.name: getattr(self, field.name) for field in fields(Recipe)}
+        if not self.exit_weights:
+            del own["exit_weights"]  # recipes without are older, and their results are kept
         return hashlib.sha256(json.dumps([REVISION, own], sort_keys=True).encode()).hexdigest()[:16]
 
     def lr_at(self, progress: float) -> float:
@@ -128,8 +136,6 @@ class PretrainConfig(Recipe):
     """pool: pooling and one linear layer; conv: a strided convolution before it, which costs more."""
     exit_alpha: float = 0.5
     """Exit i minimises alpha CE_i + (1 - alpha) KL(network || i): the labels, against the network's own answer."""
-    exit_weights: tuple[float, ...] = ()
-    """Of each exit in the sum of their losses; all 1 where none are given."""
     exit_epochs: int = 20
     """Passes over the train part in which the exits are trained."""
     image_size: int | None = None
@@ -165,7 +171,9 @@ class PretrainConfig(Recipe):
     def as_json(self) -> dict[str, Any]:
         """Return the fields as JSON can hold them; those of exits where there are any."""
         content = json.loads(json.dumps(asdict(self), default=str))
-        return {key: value for key, value in content.items() if self.exits or not key.startswith("exit")}
+        if not self.exit_weights and not self.exits:
+            del content["exit_weights"]
+        return {key: value for key, value in content.items() if self.exits or key not in _OF_TRAINED_EXITS}
 
     def command(self) -> str:
         """Return the command line that gives this configuration."""

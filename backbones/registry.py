@@ -18,6 +18,9 @@ from ..registry import Registry, first_line
 from .backbone import Backbone
 from .cifar_resnet import CifarResNet, thinned
 from .exits import exit_files, exits_of_card
+from .msdnet import MSDNet
+from .ranet import RANet
+from .stepped import SteppedNet
 
 Builder = Callable[[int, tuple[int, int, int]], tuple[nn.Module, list[str]]]
 
@@ -28,6 +31,7 @@ class Entry:
 
     build: Builder
     colour_only: bool = False  # takes three channels; grey images are repeated
+    skippable: bool = True  # its blocks can be left out
 
 
 def _adopt(name: str, found: Any) -> tuple[Entry, str]:
@@ -41,8 +45,16 @@ def _adopt(name: str, found: Any) -> tuple[Entry, str]:
 REGISTRY: Registry[Entry] = Registry("backbone", group="skipgym.backbones", adopt=_adopt)
 
 
-def register_backbone(name: str, description: str, *, colour_only: bool = False) -> Callable[[Builder], Builder]:
+def register_backbone(
+    name: str, description: str, *, colour_only: bool = False, skippable: bool = True
+) -> Callable[[Builder], Builder]:
     """Register a builder under a name.
+
+    Args:
+        name: What it is called.
+        description: One line.
+        colour_only: Whether it takes three channels only; grey images are repeated.
+        skippable: Whether its blocks can be left out.
 
     Raises:
         ValueError: If the name is taken.
@@ -50,7 +62,7 @@ def register_backbone(name: str, description: str, *, colour_only: bool = False)
 
     def register(build: Builder) -> Builder:
         function = build.func if isinstance(build, partial) else build
-        REGISTRY.add(name, Entry(build, colour_only), description, module=function.__module__)
+        REGISTRY.add(name, Entry(build, colour_only, skippable), description, module=function.__module__)
         return build
 
     return register
@@ -73,7 +85,8 @@ def make_backbone(
     """Build a backbone with random weights.
 
     Args:
-        name: A registered name; `-wK` after a CIFAR ResNet's gives it K channels in the first stage (`resnet20-w8`).
+        name: A registered name; `-wK` after a CIFAR ResNet's gives it K channels in the first stage (`resnet20-w8`);
+            `msdnet4-s2-w4` has 4 exits, 2 scales and 4 channels at the finest, likewise `ranet4-s2-w4`.
         num_classes: Outputs.
         input_shape: (C, H, W) of the images.
         mean: Of each channel, for images in 0…1; ImageNet's where not given.
@@ -232,12 +245,26 @@ def _find(name: str) -> Entry:
     if match := re.fullmatch(r"(?:cifar-)?resnet(\d+)-w(\d+)", name):
         depth, width = map(int, match.groups())
         return Entry(partial(_cifar, depth=depth, width=width))
+    if match := re.fullmatch(r"(msdnet|ranet)(\d+)(?:-s(\d+))?(?:-w(\d+))?", name):
+        given = zip(("exits", "scales", "width"), match.groups()[1:], strict=True)
+        options = {key: int(value) for key, value in given if value}
+        return Entry(partial(_stepped, kind=_STEPPED[match[1]], **options), skippable=False)
     raise ValueError(unknown("backbone", name, REGISTRY.known(), "For a network of your own use skipgym.wrap."))
 
 
 def _cifar(num_classes: int, shape: tuple[int, int, int], *, depth: int, width: int) -> tuple[nn.Module, list[str]]:
     network = CifarResNet(depth, num_classes=num_classes, in_channels=shape[0], width=width)
     return network, _residual_blocks(network)
+
+
+_STEPPED: dict[str, Callable[..., SteppedNet]] = {"msdnet": MSDNet, "ranet": RANet}
+
+
+def _stepped(
+    num_classes: int, shape: tuple[int, int, int], *, kind: Callable[..., SteppedNet], **options: int
+) -> tuple[nn.Module, list[str]]:
+    network = kind(num_classes=num_classes, input_shape=shape, **options)
+    return network, network.step_names
 
 
 def _torchvision_resnet(num_classes: int, _: tuple[int, int, int], *, name: str) -> tuple[nn.Module, list[str]]:
@@ -297,3 +324,9 @@ for _depth in (18, 34, 50, 101, 152):
 for _name in ("vit_b_16", "vit_b_32", "vit_l_16", "vit_l_32", "vit_h_14"):
     register_backbone(_name, f"torchvision vision transformer {_name}", colour_only=True)(partial(_vit, name=_name))
 register_backbone("vit_tiny", "vision transformer of 6 blocks for small images", colour_only=True)(_tiny_vit)
+register_backbone("msdnet", "MSDNet of 7 exits at 3 scales, trained with it (msdnet7-s3-w8)", skippable=False)(
+    partial(_stepped, kind=MSDNet)
+)
+register_backbone("ranet", "RANet of 6 exits at 3 resolutions, trained with it (ranet6-s3-w8)", skippable=False)(
+    partial(_stepped, kind=RANet)
+)

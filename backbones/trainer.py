@@ -1,7 +1,7 @@
 """The training loop of a backbone: deterministic, resumable after each epoch, with blocks left out image by image."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from ..data import Augment, ImageData, Part
 from .backbone import Backbone
+from .exit_training import exit_accuracy
 from .recipe import Recipe
 from .routing import route
 
@@ -48,10 +49,11 @@ class Trainer:
         device: Where to.
 
     Attributes:
-        history: Metrics of each epoch done: loss, lr, val_full, val_half (with stochastic depth), images_per_s.
+        history: Metrics of each epoch done: loss, lr, val_full, val_half (with stochastic depth), val_exit1, … (where
+            exits are part of the network), images_per_s.
 
     Raises:
-        ValueError: If there are fewer training images than a batch needs.
+        ValueError: If there are fewer training images than a batch needs, or the recipe is not for such a network.
     """
 
     def __init__(self, backbone: Backbone, data: ImageData, recipe: Recipe, *, device: str | torch.device = "cpu"):
@@ -60,6 +62,7 @@ class Trainer:
                 f"batch_size: expected at most the {len(data.train)} training images of {data.name}, "
                 f"got {recipe.batch_size}. Change --batch-size."
             )
+        check_recipe(backbone, recipe)
         self.backbone, self.data, self.recipe, self.device = backbone, data, recipe, torch.device(device)
         layout = torch.channels_last if recipe.channels_last else torch.contiguous_format
         backbone.to(device=self.device, memory_format=layout)  # pyright: ignore[reportCallIssue]
@@ -100,7 +103,13 @@ class Trainer:
         return metrics
 
     def measure(self, part: Part) -> Metrics:
-        """Return the accuracy on a part of the full path and, with stochastic depth, of a random half of the blocks."""
+        """Return the accuracy on a part of the full path, and of what else the network is trained for.
+
+        That is of a random half of the blocks, with stochastic depth, and of exits that are part of the network.
+        """
+        if self.backbone.has_own_exits:
+            *exits, full = exit_accuracy(self.backbone, part)
+            return {"full": full, **{f"exit{index}": share for index, share in enumerate(exits, 1)}}
         measured = {"full": accuracy(self.backbone, part)}
         if self.recipe.stochastic_depth:
             keep = random_half(len(part), len(self.backbone.blocks), seed=self.recipe.seed)
@@ -168,6 +177,9 @@ class Trainer:
     def _loss(self, batch: Batch) -> Tensor:
         recipe = self.recipe
         entropy = partial(F.cross_entropy, target=batch.labels, label_smoothing=recipe.label_smoothing)
+        if self.backbone.has_own_exits:
+            losses = [entropy(answer) for answer in self.backbone.answers(batch.x)]
+            return weighted_sum(losses, recipe.exit_weights)
         if not recipe.stochastic_depth:
             return entropy(self.backbone(batch.x))
         full = self.backbone(batch.x) if recipe.distill else None
@@ -195,6 +207,29 @@ class Trainer:
                 f"Lower --lr (now {self.recipe.lr:g}) and choose another --out."
             )
         return loss
+
+
+def check_recipe(backbone: Backbone, recipe: Recipe) -> None:
+    """Raise a ValueError unless a network can be trained as a recipe says."""
+    if not backbone.has_own_exits:
+        return
+    if recipe.stochastic_depth:
+        raise ValueError(
+            f"stochastic_depth: expected 0 for {backbone.name}, whose blocks cannot be left out, since later ones use "
+            f"what they add, got {recipe.stochastic_depth:g}. Leave --stochastic-depth out."
+        )
+    count = len(backbone.exits) + 1
+    if recipe.exit_weights and len(recipe.exit_weights) != count:
+        raise ValueError(
+            f"exit_weights: expected {count}, one for each of {backbone.name}'s exits and its last answer, "
+            f"got {len(recipe.exit_weights)}. Give as many --exit-weights, or none."
+        )
+
+
+def weighted_sum(losses: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
+    """Return the sum of losses by their weights, all 1 where none are given."""
+    pairs = zip(weights or (1.0,) * len(losses), losses, strict=True)
+    return torch.stack([weight * loss for weight, loss in pairs]).sum()
 
 
 def forward_kept(backbone: Backbone, x: Tensor, keep: Tensor) -> Tensor:
