@@ -97,16 +97,18 @@ class Tabulated(Task):
         answering = [option for option, child in enumerate(children) if child < 0]
         weights = torch.stack([choice.weight(option) for option in answering], 1)
         answers = self._look(self.answers, state.features, [-1 - children[option] for option in answering])
-        on = next((child for child in children if child >= 0), node)
+        on = [child for child in children if child >= 0]
         state = state.advance(
             state.features,
             macs=choice.cost(self.macs[node].tolist()),
-            position=int(self.tree.positions[on]),
-            node=torch.full_like(state.features, on),
+            position=int(self.tree.positions[on[0]]) if on else self.horizon,
+            node=torch.full_like(state.features, on[0] if on else node),
         )
-        share = weights.sum(1)
-        mixed = (weights.unsqueeze(2) * answers).sum(1) / share.clamp(min=1e-12).unsqueeze(1)
-        return state.finish(mixed if len(answering) > 1 else answers[:, 0], when=share)
+        if len(answering) == 1:
+            return state.finish(answers[:, 0], when=weights[:, 0])
+        share = weights.sum(1, keepdim=True)
+        mixed = (weights.unsqueeze(2) * answers).sum(1) / share.clamp(min=1e-12)
+        return state.finish(mixed, when=share[:, 0] if on else 1.0)  # nothing of anybody is left: a sum may fall short
 
     def _pick(self, state: State, choice: Choice) -> list[State]:
         """Go where actions lead, each row its own way."""

@@ -105,11 +105,15 @@ def test_mixtures_of_exits_have_the_values_and_gradients_of_the_live_task(make_w
     found = []
     for task, images in ((live, data.val.images), (table, ticketed.val.images)):
         gate = torch.tensor([[0.3, -0.2], [0.1, 0.4]], requires_grad=True)
-        run = relax(
-            task,
-            task.begin(task.prepare(images)),
-            lambda state, gate=gate: Soft(gate[state.position].softmax(0).expand(len(state), 2)),
-        )
+        visited = []
+
+        def decide(state, gate=gate, visited=visited):
+            visited.append(state.position)
+            noise = torch.linspace(-3, 3, len(state)).unsqueeze(1) * torch.tensor([[1.0, -0.7]])
+            return Soft((gate[state.position] + noise).softmax(1))  # sums of such weights are not exactly 1
+
+        run = relax(task, task.begin(task.prepare(images)), decide)
+        assert visited == [0, 1]
         loss = run.logits.square().sum() + run.macs.sum() / task.full_macs
         loss.backward()
         found.append((run.logits.detach(), run.macs.detach(), gate.grad))
