@@ -29,7 +29,8 @@ def describe(backbone: Backbone, data: ImageData, settings: Mapping[str, Any], a
         backbone: As trained.
         data: What it was trained on.
         settings: Of the training.
-        accuracy: For `val` and `test`: `full`, 0…1, `n`, and after stochastic depth `half`, of a random half of blocks.
+        accuracy: For `val` and `test`: `full`, 0…1, `n`, and after stochastic depth `half`, of a random half of blocks;
+            of slimmable backbones `width 0.5` and so on.
     """
     return {
         "backbone": backbone.config,
@@ -138,6 +139,7 @@ with `--backbone {backbone.name} --weights {WEIGHTS}`. Made with {versions}.
 
 def _accuracy_table(accuracy: Accuracy) -> str:
     names = {"full": "full network", "half": "random half of the blocks for each image"}
+    names |= {key: f"{key} of the full one" for values in accuracy.values() for key in values if key.startswith("width")}
     rows = [
         f"| {part} | {names[path]} | {_percent(values[path], values['n'])} | {values['n']} |"
         for part, values in accuracy.items()

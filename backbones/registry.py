@@ -18,6 +18,7 @@ from ..registry import Registry, first_line
 from .backbone import Backbone
 from .cifar_resnet import CifarResNet, thinned
 from .exits import exit_files, exits_of_card
+from .slimmable import Kind, SlimmableResNet
 
 Builder = Callable[[int, tuple[int, int, int]], tuple[nn.Module, list[str]]]
 
@@ -73,7 +74,8 @@ def make_backbone(
     """Build a backbone with random weights.
 
     Args:
-        name: A registered name; `-wK` after a CIFAR ResNet's gives it K channels in the first stage (`resnet20-w8`).
+        name: A registered name; `-wK` after a CIFAR ResNet's gives it K channels in the first stage (`resnet20-w8`);
+            `slim-` or `us-` before it makes it slimmable (`us-resnet20-w8`).
         num_classes: Outputs.
         input_shape: (C, H, W) of the images.
         mean: Of each channel, for images in 0…1; ImageNet's where not given.
@@ -232,11 +234,21 @@ def _find(name: str) -> Entry:
     if match := re.fullmatch(r"(?:cifar-)?resnet(\d+)-w(\d+)", name):
         depth, width = map(int, match.groups())
         return Entry(partial(_cifar, depth=depth, width=width))
+    if match := re.fullmatch(r"(slim|us)-resnet(\d+)(?:-w(\d+))?", name):
+        kind: Any = match[1]
+        return Entry(partial(_slimmable, kind=kind, depth=int(match[2]), width=int(match[3] or 16)))
     raise ValueError(unknown("backbone", name, REGISTRY.known(), "For a network of your own use skipgym.wrap."))
 
 
 def _cifar(num_classes: int, shape: tuple[int, int, int], *, depth: int, width: int) -> tuple[nn.Module, list[str]]:
     network = CifarResNet(depth, num_classes=num_classes, in_channels=shape[0], width=width)
+    return network, _residual_blocks(network)
+
+
+def _slimmable(
+    num_classes: int, shape: tuple[int, int, int], *, kind: Kind, depth: int, width: int
+) -> tuple[nn.Module, list[str]]:
+    network = SlimmableResNet(depth, kind, num_classes=num_classes, in_channels=shape[0], width=width)
     return network, _residual_blocks(network)
 
 
@@ -290,6 +302,11 @@ for _depth in range(8, 111, 6):
     register_backbone(_name, f"CIFAR ResNet of {_depth} layers, {(_depth - 2) // 2} blocks")(
         partial(_cifar, depth=_depth, width=16)
     )
+for _depth in (20, 32, 56):
+    for _kind, _widths in (("slim", "0.25, 0.5, 0.75, 1"), ("us", "0.25 … 1")):
+        register_backbone(f"{_kind}-resnet{_depth}", f"slimmable CIFAR ResNet of {_depth} layers, widths {_widths}")(
+            partial(_slimmable, kind=_kind, depth=_depth, width=16)
+        )
 for _depth in (18, 34, 50, 101, 152):
     register_backbone(f"resnet{_depth}", f"torchvision ResNet-{_depth}", colour_only=True)(
         partial(_torchvision_resnet, name=f"resnet{_depth}")

@@ -15,8 +15,14 @@ from ..data import Augment, ImageData, Part
 from .backbone import Backbone
 from .recipe import Recipe
 from .routing import route
+from .slimmable import QUARTERS, SlimmableResNet, recalibrate, slices
+from .width_training import default_training, soft_label_loss, width_loss
 
 Metrics = dict[str, float]
+
+
+RECALIBRATION = 1000
+"""Training images, as they are, from which a universally slimmable network's statistics are computed at the end."""
 
 
 class Batch(NamedTuple):
@@ -51,7 +57,7 @@ class Trainer:
         history: Metrics of each epoch done: loss, lr, val_full, val_half (with stochastic depth), images_per_s.
 
     Raises:
-        ValueError: If there are fewer training images than a batch needs.
+        ValueError: If there are fewer training images than a batch needs, or recipe and backbone do not fit.
     """
 
     def __init__(self, backbone: Backbone, data: ImageData, recipe: Recipe, *, device: str | torch.device = "cpu"):
@@ -60,6 +66,7 @@ class Trainer:
                 f"batch_size: expected at most the {len(data.train)} training images of {data.name}, "
                 f"got {recipe.batch_size}. Change --batch-size."
             )
+        check_widths(backbone, recipe)
         self.backbone, self.data, self.recipe, self.device = backbone, data, recipe, torch.device(device)
         layout = torch.channels_last if recipe.channels_last else torch.contiguous_format
         backbone.to(device=self.device, memory_format=layout)  # pyright: ignore[reportCallIssue]
@@ -111,6 +118,8 @@ class Trainer:
         """Return the backbone with the weights to keep, on the CPU and in evaluation mode."""
         if self.best:
             self.backbone.network.load_state_dict(self.best)
+        images = self.data.train.images[:: max(1, len(self.data.train) // RECALIBRATION)][:RECALIBRATION]
+        recalibrate(self.backbone, [self.backbone.prepare(part.to(self.device)) for part in images.split(250)])
         return self.backbone.eval().to(device="cpu", memory_format=torch.contiguous_format)  # pyright: ignore[reportCallIssue]
 
     def state_dict(self) -> dict[str, Any]:
@@ -168,6 +177,8 @@ class Trainer:
     def _loss(self, batch: Batch) -> Tensor:
         recipe = self.recipe
         entropy = partial(F.cross_entropy, target=batch.labels, label_smoothing=recipe.label_smoothing)
+        if isinstance(network := self.backbone.network, SlimmableResNet):
+            return width_loss(network, batch.x, recipe.width_training or default_training(network), entropy)
         if not recipe.stochastic_depth:
             return entropy(self.backbone(batch.x))
         full = self.backbone(batch.x) if recipe.distill else None
@@ -195,6 +206,29 @@ class Trainer:
                 f"Lower --lr (now {self.recipe.lr:g}) and choose another --out."
             )
         return loss
+
+
+def check_widths(backbone: Backbone, recipe: Recipe) -> None:
+    """Raise a ValueError if a recipe cannot train the widths of a backbone."""
+    if not isinstance(backbone.network, SlimmableResNet):
+        if recipe.width_training:
+            raise ValueError(
+                f"width_training: expected a slimmable backbone, got {backbone.name}. Leave --width-training out, or "
+                "use --backbone slim-resnet20 or us-resnet20."
+            )
+    elif recipe.stochastic_depth:
+        raise ValueError(
+            f"stochastic_depth: expected 0 for {backbone.name}, whose widths are trained at full depth, got "
+            f"{recipe.stochastic_depth}. Leave --stochastic-depth out, or use a backbone of one width."
+        )
+
+
+def width_accuracy(backbone: Backbone, part: Part) -> Metrics:
+    """Return the accuracy at a quarter, half and three quarters of the width; nothing if it is not slimmable."""
+    if not isinstance(backbone.network, SlimmableResNet):
+        return {}
+    widths = QUARTERS[:-1]
+    return {f"width {width:g}": accuracy(one, part) for width, one in zip(widths, slices(backbone, widths), strict=True)}
 
 
 def forward_kept(backbone: Backbone, x: Tensor, keep: Tensor) -> Tensor:
@@ -229,12 +263,6 @@ def spare_hard(keep: Tensor, logits: Tensor, labels: Tensor, coin: Tensor, *, po
     """
     ease = logits.softmax(1).gather(1, labels.unsqueeze(1)) ** power
     return torch.where(coin.unsqueeze(1) < ease, keep, 1)
-
-
-def soft_label_loss(student: Tensor, teacher: Tensor) -> Tensor:
-    """Return KL(teacher ‖ student), averaged over rows; the teacher gets no gradient. Logits of shape (N, classes)."""
-    target = F.log_softmax(teacher.detach(), 1)
-    return F.kl_div(F.log_softmax(student, 1), target, reduction="batchmean", log_target=True)
 
 
 def accuracy(backbone: Backbone, part: Part, keep: Tensor | None = None) -> float:
