@@ -127,11 +127,12 @@ def option_counts(actions: Tensor, task: Task) -> list[list[int]]:
 
 def chosen_lines(row: Mapping[str, Any]) -> list[str]:
     """Return what was chosen among more than two options, as lines to print: one for each such piece of a row."""
-    return [
-        f"{row['method']}, {piece}: option {', '.join(f'{i} {n / max(1, sum(counts)):.1%}' for i, n in enumerate(counts))}"
-        for piece, counts in row.get("chosen", {}).items()  # earlier results have none
-        if len(counts) > 2
-    ]
+    lines = []
+    for piece, counts in row.get("chosen", {}).items():  # earlier results have none
+        if len(counts) > 2:
+            shares = ", ".join(f"{i} {count / max(1, sum(counts)):.1%}" for i, count in enumerate(counts))
+            lines.append(f"{row['method']}, {piece}: option {shares}")
+    return lines
 
 
 def write_results(path: Path, rows: Sequence[Mapping[str, Any]], **meta: Any) -> None:

@@ -139,7 +139,9 @@ with `--backbone {backbone.name} --weights {WEIGHTS}`. Made with {versions}.
 
 def _accuracy_table(accuracy: Accuracy) -> str:
     names = {"full": "full network", "half": "random half of the blocks for each image"}
-    names |= {key: f"{key} of the full one" for values in accuracy.values() for key in values if key.startswith("width")}
+    names |= {
+        key: f"{key} of the full one" for values in accuracy.values() for key in values if key.startswith("width")
+    }
     rows = [
         f"| {part} | {names[path]} | {_percent(values[path], values['n'])} | {values['n']} |"
         for part, values in accuracy.items()

@@ -80,7 +80,9 @@ class Recipe:
             options = get_args(get_type_hints(Recipe)[name])
             _check(name, getattr(self, name), getattr(self, name) in options, f"one of {', '.join(options)}")
         how = self.width_training
-        _check("width_training", how, how is None or how in get_args(WidthTraining), f"one of {get_args(WidthTraining)}")
+        _check(
+            "width_training", how, how is None or how in get_args(WidthTraining), f"one of {get_args(WidthTraining)}"
+        )
         for name in ("distill", "spare_hard"):
             value = getattr(self, name)
             _check(name, value, not value or self.stochastic_depth > 0, "0 without --stochastic-depth")

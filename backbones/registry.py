@@ -303,7 +303,8 @@ for _depth in range(8, 111, 6):
         partial(_cifar, depth=_depth, width=16)
     )
 for _depth in (20, 32, 56):
-    for _kind, _widths in (("slim", "0.25, 0.5, 0.75, 1"), ("us", "0.25 … 1")):
+    _kinds: dict[Kind, str] = {"slim": "0.25, 0.5, 0.75, 1", "us": "0.25 … 1"}
+    for _kind, _widths in _kinds.items():
         register_backbone(f"{_kind}-resnet{_depth}", f"slimmable CIFAR ResNet of {_depth} layers, widths {_widths}")(
             partial(_slimmable, kind=_kind, depth=_depth, width=16)
         )

@@ -65,7 +65,9 @@ class SlimmableResNet(CifarResNet):
 
     def _own_norm(self, channels: int) -> nn.BatchNorm2d:
         # momentum None: the mean over all batches, which is what recalibration wants
-        return nn.BatchNorm2d(channels) if self.kind == "slim" else nn.BatchNorm2d(channels, momentum=None, affine=False)
+        return (
+            nn.BatchNorm2d(channels) if self.kind == "slim" else nn.BatchNorm2d(channels, momentum=None, affine=False)
+        )
 
     def channels_of(self, width: float) -> int:
         """Return the channels of the first stage at a share of the full width.
@@ -175,7 +177,7 @@ def slices(backbone: Backbone, widths: Sequence[float]) -> list[Backbone]:
     Raises:
         ValueError: If it is not slimmable, or was not made for a width.
     """
-    network = slimmable(backbone)
+    network, (colours, height, side) = slimmable(backbone), backbone.input_shape
     found = []
     for width in widths:
         channels = network.channels_of(width)
@@ -186,7 +188,7 @@ def slices(backbone: Backbone, widths: Sequence[float]) -> list[Backbone]:
             network.narrowed(channels),
             [block.name for block in backbone.blocks],
             name=f"{backbone.name} at {width:g}",
-            input_shape=backbone.input_shape,
+            input_shape=(colours, height, side),
             mean=backbone.mean,
             std=backbone.std,
             class_names=backbone.class_names,

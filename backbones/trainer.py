@@ -228,7 +228,9 @@ def width_accuracy(backbone: Backbone, part: Part) -> Metrics:
     if not isinstance(backbone.network, SlimmableResNet):
         return {}
     widths = QUARTERS[:-1]
-    return {f"width {width:g}": accuracy(one, part) for width, one in zip(widths, slices(backbone, widths), strict=True)}
+    return {
+        f"width {width:g}": accuracy(one, part) for width, one in zip(widths, slices(backbone, widths), strict=True)
+    }
 
 
 def forward_kept(backbone: Backbone, x: Tensor, keep: Tensor) -> Tensor:

@@ -20,9 +20,7 @@ def default_training(network: SlimmableResNet) -> WidthTraining:
     return "slimmable" if network.kind == "slim" else "universal"
 
 
-def width_loss(
-    network: SlimmableResNet, x: Tensor, how: WidthTraining, entropy: Callable[[Tensor], Tensor]
-) -> Tensor:
+def width_loss(network: SlimmableResNet, x: Tensor, how: WidthTraining, entropy: Callable[[Tensor], Tensor]) -> Tensor:
     """Return the sum of the losses of the widths that a step trains.
 
     slimmable: every width learns from the labels (Yu et al. 2019, algorithm 1). universal: the largest does; the

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Sequence
 from functools import partial
+from itertools import pairwise
 from typing import Literal, get_args
 
 from torch import Tensor, nn
@@ -20,7 +21,7 @@ Widths = str | float | Sequence[float]
 
 @register_task("channel-width")
 class ChannelWidth(Task):
-    """See the image, and choose the width of the network, or stage by stage (slimmable networks; DS-Net, Li et al. 2021).
+    """See the image, and choose a width for the network, or stage by stage (Yu et al. 2019; DS-Net, Li et al. 2021).
 
     Description:
         The backbone is slimmable: of every convolution the first k channels are a network too. Nothing has run. The
@@ -66,7 +67,7 @@ class ChannelWidth(Task):
         starts = [i for i, block in enumerate(blocks) if i and block.in_shape != block.out_shape and per == "stage"]
         self.bounds = [0, *starts, len(blocks)]
         self.horizon, self.decisions = len(self.bounds) - 1, (len(self.widths),)
-        self.stage_macs = [[_cost(net, a, b) for net in self.nets] for a, b in zip(self.bounds, self.bounds[1:], strict=False)]
+        self.stage_macs = [[_cost(net, *ends) for net in self.nets] for ends in pairwise(self.bounds)]
         self.least_macs = sum(macs[0] for macs in self.stage_macs)
         image = pooled_size(self.backbone.input_shape, self.grid)
         self.seen = max(image, *(pooled_size(blocks[start].in_shape) for start in starts), 0)
@@ -128,8 +129,9 @@ def read_widths(widths: Widths) -> tuple[float, ...]:
     except (TypeError, ValueError) as error:
         raise ValueError(f'widths: expected numbers, as in "0.25 0.5 1", got {widths!r}. Mend it.') from error
     if len(found) < 2 or list(found) != sorted(set(found)) or found[-1] != 1:
+        got = " ".join(f"{width:g}" for width in found) or "none"
         raise ValueError(
-            f"widths: expected two or more, rising, the last 1, got {' '.join(f'{width:g}' for width in found) or 'none'}. "
+            f"widths: expected two or more, rising, the last 1, got {got}. "
             'Between one width and itself there is nothing to choose; try "0.25 0.5 1".'
         )
     return found

@@ -72,8 +72,8 @@ class TestSlices:
         x = torch.arange(3.0).view(1, 3, 1, 1)
         assert fit_channels(x, 5).flatten().tolist() == [0, 1, 2, 0, 0]
         assert fit_channels(x, 2).flatten().tolist() == [0, 1]
-        block = SlimmableResNet(8, "slim", width=4).layer2[0]
-        assert block.shortcut(torch.ones(1, 4, 2, 2)).flatten().tolist() == [1] * 4 + [0] * 4
+        shortcut = SlimmableResNet(8, "slim", width=4).get_submodule("layer2.0.shortcut")
+        assert shortcut(torch.ones(1, 4, 2, 2)).flatten().tolist() == [1] * 4 + [0] * 4
 
 
 class TestErrors:
@@ -160,7 +160,7 @@ class TestTraining:
         net, before = backbone.network, backbone.network.bn1.running_mean.clone()
         recalibrate(backbone, [X[:3], X[3:]])
         for width in net.widths[:-1]:
-            stem = net.norms[str(width)][0]
+            stem = net.get_submodule(f"norms.{width}.0")
             torch.testing.assert_close(stem.running_mean, net.conv1(X).mean((0, 2, 3))[:width])
         assert torch.equal(net.bn1.running_mean, before)
         assert not net.training
@@ -179,11 +179,13 @@ class TestTraining:
         for _ in range(6):
             trainer.run_epoch()
         own = width_accuracy(trainer.finish(), digits.val)
-        norms = [m for name, m in backbone.network.named_modules() if name.endswith(("bn1", "bn2"))]
-        for narrow in backbone.network.norms.values():
-            for norm, wide in zip(narrow, norms, strict=True):
-                norm.running_mean = wide.running_mean[: norm.num_features].clone()
-                norm.running_var = wide.running_var[: norm.num_features].clone()
+        state = backbone.network.state_dict()
+        norms = [name for name in state if name.endswith(("bn1.running_mean", "bn2.running_mean"))]
+        for width in (2, 3, 4, 5, 6, 7):
+            for index, name in enumerate(norms):
+                for mean_or_var in ("running_mean", "running_var"):
+                    own_value = state[f"norms.{width}.{index}.{mean_or_var}"]
+                    own_value.copy_(state[name.replace("running_mean", mean_or_var)][: len(own_value)])
         borrowed = width_accuracy(backbone, digits.val)
         assert own["width 0.5"] > borrowed["width 0.5"] + 0.2
         assert own["width 0.25"] > borrowed["width 0.25"] + 0.2

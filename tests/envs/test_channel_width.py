@@ -88,7 +88,8 @@ class TestExecution:
 
     def test_features_are_zero_beyond_the_width(self, stage_task):
         with torch.no_grad():
-            state = stage_task.step(stage_task.begin(stage_task.prepare(IMAGES)), Hard(torch.tensor([0, 1, 2, 3, 0, 1])))
+            start = stage_task.begin(stage_task.prepare(IMAGES))
+            state = stage_task.step(start, Hard(torch.tensor([0, 1, 2, 3, 0, 1])))
         assert state.features.shape[1] == 8
         assert not state.features[[0, 4], 2:].any()
         assert state.features[3, 2:].any()
