@@ -109,8 +109,30 @@ def result_row(
         "count": measured.count,
         "unique_paths": measured.unique_paths,
         "execution": dict(zip(task.pieces, measured.execution, strict=True)),
+        "chosen": dict(zip(task.pieces, option_counts(measured.actions, task), strict=True)),
         **more,
     }
+
+
+def option_counts(actions: Tensor, task: Task) -> list[list[int]]:
+    """Return for each piece how often each of its options was chosen.
+
+    Args:
+        actions: -1 where nothing was decided. Shape (N, pieces).
+        task: Says how many options there are.
+    """
+    options = list(task.decisions) * task.horizon
+    return [[int((actions[:, i] == option).sum()) for option in range(count)] for i, count in enumerate(options)]
+
+
+def chosen_lines(row: Mapping[str, Any]) -> list[str]:
+    """Return what was chosen among more than two options, as lines to print: one for each such piece of a row."""
+    lines = []
+    for piece, counts in row.get("chosen", {}).items():  # earlier results have none
+        if len(counts) > 2:
+            shares = ", ".join(f"{i} {count / max(1, sum(counts)):.1%}" for i, count in enumerate(counts))
+            lines.append(f"{row['method']}, {piece}: option {shares}")
+    return lines
 
 
 def write_results(path: Path, rows: Sequence[Mapping[str, Any]], **meta: Any) -> None:

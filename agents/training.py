@@ -125,7 +125,7 @@ def prepare(subject: Subject, *, quiet: bool = False) -> tuple[Task, ImageData]:
         ValueError: If they do not fit each other.
     """
     data = find_data(subject.data, subject.weights)
-    backbone = find_backbone(subject.backbone, data, subject.weights)
+    backbone = find_backbone(task_class(subject.task).architecture(subject.backbone), data, subject.weights)
     task = find_task(subject.task, backbone, data, **subject.task_options)
     check_fit(task, data)
     augment = choose_augment(subject.augment, data)

@@ -29,8 +29,8 @@ def describe(backbone: Backbone, data: ImageData, settings: Mapping[str, Any], a
         backbone: As trained.
         data: What it was trained on.
         settings: Of the training.
-        accuracy: For `val` and `test`: `full`, 0…1, `n`, after stochastic depth `half`, of a random half of blocks, and
-            `exit1`, `exit2`, … of exits that are part of the network.
+        accuracy: For `val` and `test`: `full`, 0…1, `n`; after stochastic depth `half`, of a random half of blocks;
+            `exit1`, `exit2`, … of exits that are part of the network; of slimmable backbones `width 0.5` and so on.
     """
     own = {"exits": {"macs": backbone.answer_macs}} if backbone.has_own_exits else {}
     return {
@@ -138,6 +138,9 @@ with `--backbone {backbone.name} --weights {WEIGHTS}`. Made with {versions}.
 
 def _accuracy_table(accuracy: Accuracy) -> str:
     names = {"full": "full network", "half": "random half of the blocks for each image"}
+    names |= {
+        key: f"{key} of the full one" for values in accuracy.values() for key in values if key.startswith("width")
+    }
     rows = [
         f"| {part} | {names[path]} | {_percent(values[path], values['n'])} | {values['n']} |"
         for part, values in accuracy.items()

@@ -24,7 +24,8 @@ from .exit_training import ExitRecipe, exit_card, train_exits, write_exits
 from .exits import exit_files
 from .recipe import PretrainConfig, Recipe
 from .registry import _find, load_backbone, make_backbone, read_exits
-from .trainer import Metrics, Trainer
+from .slimmable import SlimmableResNet
+from .trainer import Metrics, Trainer, width_accuracy
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -42,6 +43,9 @@ a point of the full network, and little is left to decide; without any, skipping
 
 EXIT_EPOCHS = {"digits": 40, "noisy-digits": 8, "cluttered-digits": 3}
 """Passes in which exits of the embedded data's backbones are trained on first use."""
+
+WIDTH_EPOCHS = {"digits": 10, "noisy-digits": 3, "cluttered-digits": 2}
+"""Passes in which slimmable backbones of the embedded data are trained on first use."""
 
 CONFIG, CHECKPOINT = "pretrain.json", "checkpoint.pt"
 _ROOM = "Set SKIPGYM_CACHE to a directory with room and write permission."
@@ -153,6 +157,16 @@ def pretrained(name: str, data: ImageData) -> Backbone:
     return kept or _train_embedded(name, data, recipe, directory)
 
 
+def embedded_recipe(name: str, data: ImageData) -> Recipe:
+    """Return how a backbone is trained on first use: as others of this data, at full depth where that is needed."""
+    recipe = EMBEDDED[data.name]
+    if not _find(name).skippable:
+        return replace(recipe, stochastic_depth=0.0, spare_hard=0.0)
+    if isinstance(_random(name, data, recipe.seed).network, SlimmableResNet):
+        return Recipe(epochs=WIDTH_EPOCHS[data.name], batch_size=recipe.batch_size)
+    return recipe
+
+
 def pretrained_exits(backbone: Backbone, data: ImageData, places: Sequence[int] = ()) -> Backbone:
     """Return a backbone for embedded data with exits: from the cache, or trained now and kept there.
 
@@ -202,12 +216,6 @@ def find_device(name: str) -> torch.device:
         raise ValueError(f"device: expected one that works, got {name!r} ({reason}). Use --device auto.") from error
 
 
-def embedded_recipe(name: str, data: ImageData) -> Recipe:
-    """Return how a backbone of embedded data is trained: with all its blocks where they cannot be left out."""
-    recipe = EMBEDDED[data.name]
-    return recipe if _find(name).skippable else replace(recipe, stochastic_depth=0.0, spare_hard=0.0)
-
-
 def check_directory(out: Path) -> None:
     """Raise a FileExistsError if a directory, or a file of its name, holds what is not ours."""
     if out.is_dir():
@@ -246,7 +254,10 @@ def check_held_out(data: ImageData) -> None:
 def final_accuracy(trainer: Trainer) -> dict[str, Metrics]:
     """Measure on val and, the only time, on test."""
     parts = {"val": trainer.data.val, "test": trainer.data.test}
-    return {name: {**trainer.measure(part), "n": len(part)} for name, part in parts.items()}
+    return {
+        name: {**trainer.measure(part), **width_accuracy(trainer.backbone, part), "n": len(part)}
+        for name, part in parts.items()
+    }
 
 
 def _untrained(config: PretrainConfig, data: ImageData) -> Backbone:

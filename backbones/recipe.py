@@ -14,6 +14,7 @@ from torch import Tensor
 
 from .exit_training import ExitRecipe
 from .exits import HeadKind
+from .width_training import WidthTraining
 
 WARM_UP = 0.3  # share of a one-cycle schedule in which the learning rate rises
 START = 1 / 25  # of the highest learning rate, where a one-cycle schedule begins
@@ -65,6 +66,10 @@ class Recipe:
     """Which epoch's weights are kept; best by accuracy of the full path on the val part."""
     channels_last: bool = True
     """Memory layout of the weights."""
+    width_training: WidthTraining | None = None
+    """Of slimmable backbones, in each step. slimmable: every width learns the labels. universal: the largest does; the
+    smallest and two drawn between learn the largest's soft labels (sandwich rule, in-place distillation). stagewise:
+    likewise, but one of the two draws a width for each stage. By default slimmable for slim-…, universal for us-…."""
 
     def __post_init__(self) -> None:
         """Check the ranges."""
@@ -80,6 +85,10 @@ class Recipe:
         for name in ("schedule", "depth_schedule", "keep"):
             options = get_args(get_type_hints(Recipe)[name])
             _check(name, getattr(self, name), getattr(self, name) in options, f"one of {', '.join(options)}")
+        how = self.width_training
+        _check(
+            "width_training", how, how is None or how in get_args(WidthTraining), f"one of {get_args(WidthTraining)}"
+        )
         for name in ("distill", "spare_hard"):
             value = getattr(self, name)
             _check(name, value, not value or self.stochastic_depth > 0, "0 without --stochastic-depth")
@@ -89,6 +98,7 @@ class Recipe:
         own = {field.name: getattr(self, field.name) for field in fields(Recipe)}
         if not self.exit_weights:
             del own["exit_weights"]  # recipes without are older, and their results are kept
+        own = {name: value for name, value in own.items() if value is not None}  # so that digests outlive new options
         return hashlib.sha256(json.dumps([REVISION, own], sort_keys=True).encode()).hexdigest()[:16]
 
     def lr_at(self, progress: float) -> float:

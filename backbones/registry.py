@@ -20,6 +20,7 @@ from .cifar_resnet import CifarResNet, thinned
 from .exits import exit_files, exits_of_card
 from .msdnet import MSDNet
 from .ranet import RANet
+from .slimmable import Kind, SlimmableResNet
 from .stepped import SteppedNet
 
 Builder = Callable[[int, tuple[int, int, int]], tuple[nn.Module, list[str]]]
@@ -87,6 +88,7 @@ def make_backbone(
     Args:
         name: A registered name; `-wK` after a CIFAR ResNet's gives it K channels in the first stage (`resnet20-w8`);
             `msdnet4-s2-w4` has 4 exits, 2 scales and 4 channels at the finest, likewise `ranet4-s2-w4`.
+            `slim-` or `us-` before it makes it slimmable (`us-resnet20-w8`).
         num_classes: Outputs.
         input_shape: (C, H, W) of the images.
         mean: Of each channel, for images in 0…1; ImageNet's where not given.
@@ -249,6 +251,9 @@ def _find(name: str) -> Entry:
         given = zip(("exits", "scales", "width"), match.groups()[1:], strict=True)
         options = {key: int(value) for key, value in given if value}
         return Entry(partial(_stepped, kind=_STEPPED[match[1]], **options), skippable=False)
+    if match := re.fullmatch(r"(slim|us)-resnet(\d+)(?:-w(\d+))?", name):
+        kind: Any = match[1]
+        return Entry(partial(_slimmable, kind=kind, depth=int(match[2]), width=int(match[3] or 16)))
     raise ValueError(unknown("backbone", name, REGISTRY.known(), "For a network of your own use skipgym.wrap."))
 
 
@@ -265,6 +270,13 @@ def _stepped(
 ) -> tuple[nn.Module, list[str]]:
     network = kind(num_classes=num_classes, input_shape=shape, **options)
     return network, network.step_names
+
+
+def _slimmable(
+    num_classes: int, shape: tuple[int, int, int], *, kind: Kind, depth: int, width: int
+) -> tuple[nn.Module, list[str]]:
+    network = SlimmableResNet(depth, kind, num_classes=num_classes, in_channels=shape[0], width=width)
+    return network, _residual_blocks(network)
 
 
 def _torchvision_resnet(num_classes: int, _: tuple[int, int, int], *, name: str) -> tuple[nn.Module, list[str]]:
@@ -317,6 +329,12 @@ for _depth in range(8, 111, 6):
     register_backbone(_name, f"CIFAR ResNet of {_depth} layers, {(_depth - 2) // 2} blocks")(
         partial(_cifar, depth=_depth, width=16)
     )
+for _depth in (20, 32, 56):
+    _kinds: dict[Kind, str] = {"slim": "0.25, 0.5, 0.75, 1", "us": "0.25 … 1"}
+    for _kind, _widths in _kinds.items():
+        register_backbone(f"{_kind}-resnet{_depth}", f"slimmable CIFAR ResNet of {_depth} layers, widths {_widths}")(
+            partial(_slimmable, kind=_kind, depth=_depth, width=16)
+        )
 for _depth in (18, 34, 50, 101, 152):
     register_backbone(f"resnet{_depth}", f"torchvision ResNet-{_depth}", colour_only=True)(
         partial(_torchvision_resnet, name=f"resnet{_depth}")

@@ -16,8 +16,14 @@ from .backbone import Backbone
 from .exit_training import exit_accuracy
 from .recipe import Recipe
 from .routing import route
+from .slimmable import QUARTERS, SlimmableResNet, recalibrate, slices
+from .width_training import default_training, soft_label_loss, width_loss
 
 Metrics = dict[str, float]
+
+
+RECALIBRATION = 1000
+"""Training images, as they are, from which a universally slimmable network's statistics are computed at the end."""
 
 
 class Batch(NamedTuple):
@@ -53,7 +59,7 @@ class Trainer:
             exits are part of the network), images_per_s.
 
     Raises:
-        ValueError: If there are fewer training images than a batch needs, or the recipe is not for such a network.
+        ValueError: If there are fewer training images than a batch needs, or recipe and backbone do not fit.
     """
 
     def __init__(self, backbone: Backbone, data: ImageData, recipe: Recipe, *, device: str | torch.device = "cpu"):
@@ -63,6 +69,7 @@ class Trainer:
                 f"got {recipe.batch_size}. Change --batch-size."
             )
         check_recipe(backbone, recipe)
+        check_widths(backbone, recipe)
         self.backbone, self.data, self.recipe, self.device = backbone, data, recipe, torch.device(device)
         layout = torch.channels_last if recipe.channels_last else torch.contiguous_format
         backbone.to(device=self.device, memory_format=layout)  # pyright: ignore[reportCallIssue]
@@ -120,6 +127,8 @@ class Trainer:
         """Return the backbone with the weights to keep, on the CPU and in evaluation mode."""
         if self.best:
             self.backbone.network.load_state_dict(self.best)
+        images = self.data.train.images[:: max(1, len(self.data.train) // RECALIBRATION)][:RECALIBRATION]
+        recalibrate(self.backbone, [self.backbone.prepare(part.to(self.device)) for part in images.split(250)])
         return self.backbone.eval().to(device="cpu", memory_format=torch.contiguous_format)  # pyright: ignore[reportCallIssue]
 
     def state_dict(self) -> dict[str, Any]:
@@ -180,6 +189,8 @@ class Trainer:
         if self.backbone.has_own_exits:
             losses = [entropy(answer) for answer in self.backbone.answers(batch.x)]
             return weighted_sum(losses, recipe.exit_weights)
+        if isinstance(network := self.backbone.network, SlimmableResNet):
+            return width_loss(network, batch.x, recipe.width_training or default_training(network), entropy)
         if not recipe.stochastic_depth:
             return entropy(self.backbone(batch.x))
         full = self.backbone(batch.x) if recipe.distill else None
@@ -232,6 +243,31 @@ def weighted_sum(losses: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
     return torch.stack([weight * loss for weight, loss in pairs]).sum()
 
 
+def check_widths(backbone: Backbone, recipe: Recipe) -> None:
+    """Raise a ValueError if a recipe cannot train the widths of a backbone."""
+    if not isinstance(backbone.network, SlimmableResNet):
+        if recipe.width_training:
+            raise ValueError(
+                f"width_training: expected a slimmable backbone, got {backbone.name}. Leave --width-training out, or "
+                "use --backbone slim-resnet20 or us-resnet20."
+            )
+    elif recipe.stochastic_depth:
+        raise ValueError(
+            f"stochastic_depth: expected 0 for {backbone.name}, whose widths are trained at full depth, got "
+            f"{recipe.stochastic_depth}. Leave --stochastic-depth out, or use a backbone of one width."
+        )
+
+
+def width_accuracy(backbone: Backbone, part: Part) -> Metrics:
+    """Return the accuracy at a quarter, half and three quarters of the width; nothing if it is not slimmable."""
+    if not isinstance(backbone.network, SlimmableResNet):
+        return {}
+    widths = QUARTERS[:-1]
+    return {
+        f"width {width:g}": accuracy(one, part) for width, one in zip(widths, slices(backbone, widths), strict=True)
+    }
+
+
 def forward_kept(backbone: Backbone, x: Tensor, keep: Tensor) -> Tensor:
     """Execute for each image only the blocks it keeps.
 
@@ -264,12 +300,6 @@ def spare_hard(keep: Tensor, logits: Tensor, labels: Tensor, coin: Tensor, *, po
     """
     ease = logits.softmax(1).gather(1, labels.unsqueeze(1)) ** power
     return torch.where(coin.unsqueeze(1) < ease, keep, 1)
-
-
-def soft_label_loss(student: Tensor, teacher: Tensor) -> Tensor:
-    """Return KL(teacher ‖ student), averaged over rows; the teacher gets no gradient. Logits of shape (N, classes)."""
-    target = F.log_softmax(teacher.detach(), 1)
-    return F.kl_div(F.log_softmax(student, 1), target, reduction="batchmean", log_target=True)
 
 
 def accuracy(backbone: Backbone, part: Part, keep: Tensor | None = None) -> float:

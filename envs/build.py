@@ -50,7 +50,8 @@ def build_engine(
     """
     reward = make_reward(reward)
     if isinstance(task, str):
-        task_class(task)  # an unknown name is told before data and weights are read
+        kind = task_class(task)  # an unknown name is told before data and weights are read
+        backbone = kind.architecture(backbone) if isinstance(backbone, str) else backbone
     images = find_data(data, weights) if isinstance(data, str) else data
     if isinstance(task, str):
         net = backbone if isinstance(backbone, Backbone) else find_backbone(backbone, images, weights)

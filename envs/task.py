@@ -77,6 +77,14 @@ class Task(nn.Module, ABC):
         raise NotImplementedError(f"{self.name} answers only at the end.")
 
     @classmethod
+    def architecture(cls, name: str) -> str:
+        """Return the backbone to build where a user names one: itself, or its variant that this task is about.
+
+        Called where a task is made by its name.
+        """
+        return name
+
+    @classmethod
     def furnish(cls, backbone: Backbone, data: ImageData, **options: Any) -> Backbone:
         """Return the backbone with what this task needs it to carry, such as exits, found or trained for the data.
 

@@ -10,7 +10,7 @@ from rich.table import Table
 
 from ..agents.baselines import best_static, full_accuracy, random_policy
 from ..agents.controller import Controller
-from ..agents.evaluate import measure, result_row, write_results
+from ..agents.evaluate import chosen_lines, measure, result_row, write_results
 from ..agents.policy import full_policy
 from ..agents.threshold import METHODS as THRESHOLDS
 from ..agents.threshold import check_exits, threshold_policy
@@ -108,6 +108,8 @@ def show(rows: list[dict[str, Any]]) -> None:
     console = Console()
     console.width = max(console.width, 100)  # a narrower terminal, or a file, would fold the figures
     console.print(table)
+    for line in (line for row in rows for line in chosen_lines(row)):
+        console.print(line, highlight=False)
 
 
 def _saved(config: Config) -> tuple[Controller, ImageData, str]:

@@ -35,8 +35,9 @@ def randomise() -> Callable[..., nn.Module]:
                 with torch.no_grad():
                     module.running_mean.normal_(0, 0.5, generator=generator)
                     module.running_var.uniform_(0.5, 2.0, generator=generator)
-                    module.weight.uniform_(0.5, 1.5, generator=generator)
-                    module.bias.normal_(0, 0.3, generator=generator)
+                    if module.affine:  # a universally slimmable network shares scale and shift
+                        module.weight.uniform_(0.5, 1.5, generator=generator)
+                        module.bias.normal_(0, 0.3, generator=generator)
         return network.eval()
 
     return fill

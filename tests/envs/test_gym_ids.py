@@ -94,4 +94,4 @@ def test_options_reach_the_environment(env_id):
     engine = env.engine
     assert engine.reward.config() == {"name": "block-drop", "gamma": 5.0}
     assert (engine.low, engine.high, engine.policy_macs, len(engine.images)) == (0, 0, 9, 450)
-    assert engine.task.backbone.name == "resnet20"
+    assert engine.task.backbone.name == type(engine.task).architecture("resnet20")
