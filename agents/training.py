@@ -35,6 +35,8 @@ class Subject:
     """A name, an ImageFolder directory, or an .npz in MedMNIST layout."""
     weights: Path | None = None
     """The backbone's checkpoint; the embedded data's backbone is trained on first use."""
+    class_indices: tuple[int, ...] = ()
+    """Which of the weights' outputs the data's classes are, in their order, where the weights know more classes."""
     task_options: dict[str, int | float | str] = field(default_factory=dict)
     """Options of the task."""
 
@@ -111,7 +113,8 @@ def prepare(subject: Subject) -> tuple[Task, ImageData]:
         ValueError: If they do not fit each other.
     """
     data = find_data(subject.data, subject.weights)
-    backbone = find_backbone(subject.backbone, data, subject.weights)
+    recipe = task_class(subject.task).recipe(data, **subject.task_options)
+    backbone = find_backbone(subject.backbone, data, subject.weights, classes=subject.class_indices, recipe=recipe)
     task = find_task(subject.task, backbone, data, **subject.task_options)
     check_fit(task, data)
     return task, data

@@ -29,7 +29,8 @@ def describe(backbone: Backbone, data: ImageData, settings: Mapping[str, Any], a
         backbone: As trained.
         data: What it was trained on.
         settings: Of the training.
-        accuracy: For `val` and `test`: `full`, 0…1, `n`, and after stochastic depth `half`, of a random half of blocks.
+        accuracy: For `val` and `test`: `full`, 0…1, `n`, after stochastic depth `half`, of a random half of blocks, and
+            after scales `at_16`, of the full network at 16 pixels.
     """
     return {
         "backbone": backbone.config,
@@ -138,6 +139,8 @@ with `--backbone {backbone.name} --weights {WEIGHTS}`. Made with {versions}.
 
 def _accuracy_table(accuracy: Accuracy) -> str:
     names = {"full": "full network", "half": "random half of the blocks for each image"}
+    scales = [key for key in next(iter(accuracy.values())) if key.startswith("at_")]
+    names |= {key: f"full network on images of {key[3:]} px" for key in scales}
     rows = [
         f"| {part} | {names[path]} | {_percent(values[path], values['n'])} | {values['n']} |"
         for part, values in accuracy.items()

@@ -7,7 +7,7 @@ import time
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import timedelta
 from pathlib import Path
 from pickle import UnpicklingError
@@ -122,7 +122,7 @@ def _with_exits(
     return backbone
 
 
-def pretrained(name: str, data: ImageData) -> Backbone:
+def pretrained(name: str, data: ImageData, **changes: Any) -> Backbone:
     """Return a trained backbone for embedded data: from the cache, or trained now and kept there.
 
     Processes that start at the same time each train it, to the same weights; one of them puts it in the cache.
@@ -130,6 +130,7 @@ def pretrained(name: str, data: ImageData) -> Backbone:
     Args:
         name: As for `make_backbone`.
         data: Embedded, with the policy's part held out.
+        changes: Fields of the data's recipe that are to differ, such as `scales`.
 
     Raises:
         ValueError: If the name is unknown, or the data is not embedded.
@@ -142,7 +143,7 @@ def pretrained(name: str, data: ImageData) -> Backbone:
             f"--weights RUN/{WEIGHTS}. (Trained on first use without: {', '.join(sorted(EMBEDDED))}.)"
         )
     check_held_out(data)
-    recipe = EMBEDDED[data.name]
+    recipe = replace(EMBEDDED[data.name], **changes)
     directory = cache_dir() / "backbones" / f"{name}-{data.fingerprint}-{recipe.digest()}"
     kept = _intact(directory, name, data)
     return kept or _train_embedded(name, data, recipe, directory)
@@ -287,9 +288,10 @@ def _log(events: "SummaryWriter", metrics: Metrics, epoch: int) -> None:
 
 
 def _line(metrics: Metrics, epoch: int, epochs: int, rest: float) -> str:
-    half = f"  half {metrics['val_half']:.2%}" if "val_half" in metrics else ""
+    more = f"  half {metrics['val_half']:.2%}" if "val_half" in metrics else ""
+    more += "".join(f"  at {key[7:]} px {value:.2%}" for key, value in metrics.items() if key.startswith("val_at_"))
     return (
-        f"epoch {epoch}/{epochs}  loss {metrics['loss']:.3f}  val {metrics['val_full']:.2%}{half}  "
+        f"epoch {epoch}/{epochs}  loss {metrics['loss']:.3f}  val {metrics['val_full']:.2%}{more}  "
         f"{metrics['images_per_s']:,.0f} images/s  {timedelta(seconds=round(rest))} left"
     )
 

@@ -14,8 +14,10 @@ from torch import Tensor
 
 from .exit_training import ExitRecipe
 from .exits import HeadKind
+from .scaling import read_scales
 
 WARM_UP = 0.3  # share of a one-cycle schedule in which the learning rate rises
+SETTLE = 0.8  # share of a training at several scales after which BatchNorm keeps its statistics
 START = 1 / 25  # of the highest learning rate, where a one-cycle schedule begins
 REVISION = 1  # of the training code; raise it when the same recipe gives other weights
 
@@ -55,8 +57,13 @@ class Recipe:
     distill: float = 0.0
     """0: the skipped path learns from the labels. Above: the full path does, and the skipped path learns from the full
     one's soft labels, with this weight of their KL divergence. Costs twice the time."""
+    scales: tuple[int, ...] = ()
+    """Sizes in pixels of the images' longer side, rising, the last their own. Each step is trained at one of them,
+    drawn evenly, so that it costs less than training at full size. All share BatchNorm's statistics, which are between
+    those of the scales; so in the last fifth of the epochs they stay as they are, and the weights learn to go with
+    them."""
     seed: int = 0
-    """Of initial weights, order, augmentation and skipping."""
+    """Of initial weights, order, augmentation, skipping and scales."""
     keep: Literal["last", "best"] = "last"
     """Which epoch's weights are kept; best by accuracy of the full path on the val part."""
     channels_last: bool = True
@@ -74,6 +81,8 @@ class Recipe:
         for name in ("schedule", "depth_schedule", "keep"):
             options = get_args(get_type_hints(Recipe)[name])
             _check(name, getattr(self, name), getattr(self, name) in options, f"one of {', '.join(options)}")
+        if self.scales:
+            read_scales(self.scales)
         for name in ("distill", "spare_hard"):
             value = getattr(self, name)
             _check(name, value, not value or self.stochastic_depth > 0, "0 without --stochastic-depth")
@@ -81,6 +90,8 @@ class Recipe:
     def digest(self) -> str:
         """Return 16 hexadecimal digits that change with the recipe and with the training code's revision."""
         own = {field.name: getattr(self, field.name) for field in fields(Recipe)}
+        if not self.scales:
+            del own["scales"]  # came later; recipes without keep their digits
         return hashlib.sha256(json.dumps([REVISION, own], sort_keys=True).encode()).hexdigest()[:16]
 
     def lr_at(self, progress: float) -> float:
@@ -89,6 +100,10 @@ class Recipe:
             return self.lr * (START + (1 - START) * progress / WARM_UP)
         fallen = (progress - WARM_UP) / (1 - WARM_UP) if self.schedule == "one-cycle" else progress
         return self.lr * (1 + math.cos(math.pi * fallen)) / 2
+
+    def settled(self, epoch: int) -> bool:
+        """Return whether BatchNorm's statistics stay as they are in an epoch, counted from 0."""
+        return bool(self.scales) and epoch >= SETTLE * self.epochs
 
     def skip_probabilities(self, keeps_shape: Sequence[bool]) -> Tensor:
         """Return how likely each block is left out in training. Shape (L,).
@@ -163,9 +178,11 @@ class PretrainConfig(Recipe):
         )
 
     def as_json(self) -> dict[str, Any]:
-        """Return the fields as JSON can hold them; those of exits where there are any."""
+        """Return the fields as JSON can hold them; those of exits, and scales, where there are any."""
         content = json.loads(json.dumps(asdict(self), default=str))
-        return {key: value for key, value in content.items() if self.exits or not key.startswith("exit")}
+        absent = () if self.exits else tuple(key for key in content if key.startswith("exit"))
+        absent += () if self.scales else ("scales",)
+        return {key: value for key, value in content.items() if key not in absent}
 
     def command(self) -> str:
         """Return the command line that gives this configuration."""

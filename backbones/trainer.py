@@ -1,20 +1,21 @@
 """The training loop of a backbone: deterministic, resumable after each epoch, with blocks left out image by image."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from ..data import Augment, ImageData, Part
 from .backbone import Backbone
 from .recipe import Recipe
 from .routing import route
+from .scaling import scale_macs, scaled
 
 Metrics = dict[str, float]
 
@@ -23,7 +24,7 @@ class Batch(NamedTuple):
     """One step's images as the network takes them, and what is drawn for them.
 
     Attributes:
-        x: Shape (N, C, H, W).
+        x: At the step's scale. Shape (N, C, H, W).
         labels: Shape (N,).
         keep: 1 where a block runs. Shape (N, L).
         coin: Even in 0…1. Shape (N,).
@@ -48,10 +49,11 @@ class Trainer:
         device: Where to.
 
     Attributes:
-        history: Metrics of each epoch done: loss, lr, val_full, val_half (with stochastic depth), images_per_s.
+        history: Metrics of each epoch done: loss, lr, val_full, val_half (with stochastic depth), val_at_16 (of scale
+            16), images_per_s.
 
     Raises:
-        ValueError: If there are fewer training images than a batch needs.
+        ValueError: If there are fewer training images than a batch needs, or a scale does not suit images or network.
     """
 
     def __init__(self, backbone: Backbone, data: ImageData, recipe: Recipe, *, device: str | torch.device = "cpu"):
@@ -60,6 +62,8 @@ class Trainer:
                 f"batch_size: expected at most the {len(data.train)} training images of {data.name}, "
                 f"got {recipe.batch_size}. Change --batch-size."
             )
+        if recipe.scales:
+            scale_macs(backbone, recipe.scales)  # the network runs at each of them
         self.backbone, self.data, self.recipe, self.device = backbone, data, recipe, torch.device(device)
         layout = torch.channels_last if recipe.channels_last else torch.contiguous_format
         backbone.to(device=self.device, memory_format=layout)  # pyright: ignore[reportCallIssue]
@@ -100,11 +104,17 @@ class Trainer:
         return metrics
 
     def measure(self, part: Part) -> Metrics:
-        """Return the accuracy on a part of the full path and, with stochastic depth, of a random half of the blocks."""
+        """Return the accuracy on a part.
+
+        Of the full path (`full`); with stochastic depth of a random half of the blocks (`half`); with scales of the
+        full path at each smaller one (`at_16`).
+        """
         measured = {"full": accuracy(self.backbone, part)}
         if self.recipe.stochastic_depth:
             keep = random_half(len(part), len(self.backbone.blocks), seed=self.recipe.seed)
             measured["half"] = accuracy(self.backbone, part, keep)
+        for scale in self.recipe.scales[:-1]:
+            measured[f"at_{scale}"] = accuracy(self.backbone, part, scale=scale)
         return measured
 
     def finish(self) -> Backbone:
@@ -136,13 +146,17 @@ class Trainer:
         uniforms = torch.rand((len(train), Augment.draws), generator=generator)
         keep = draw_keep(self.recipe.skip_probabilities(keeps_shape(self.backbone)), len(train), generator)
         coins = torch.rand(len(train), generator=generator)
-        for rows in torch.arange(self.steps * size).split(size):
+        scales = draw_scales(self.recipe.scales or (max(self.backbone.input_shape[1:]),), self.steps, generator)
+        for scale, rows in zip(scales, torch.arange(self.steps * size).split(size), strict=True):
             images = self.data.augment.apply(train.images[order[rows]], uniforms[rows]).to(self.device)
             labels = train.labels[order[rows]].to(self.device)
-            yield Batch(self.backbone.prepare(images), labels, keep[rows].to(self.device), coins[rows].to(self.device))
+            x = scaled(self.backbone.prepare(images), scale)
+            yield Batch(x, labels, keep[rows].to(self.device), coins[rows].to(self.device))
 
     def _train_epoch(self, epoch: int, quiet: bool) -> float:
         self.backbone.train()
+        if self.recipe.settled(epoch):
+            hold_statistics(self.backbone)
         total = torch.zeros((), device=self.device)
         name = f"epoch {epoch + 1}/{self.recipe.epochs}"
         # None: no bar where nobody watches a terminal
@@ -183,9 +197,11 @@ class Trainer:
     @torch.no_grad()
     def _glance(self, x: Tensor) -> Tensor:
         """Return what the full path says, without leaving a trace in BatchNorm's statistics."""
+        modes = [(one, one.training) for one in self.backbone.modules()]
         self.backbone.eval()
         logits = self.backbone(x)
-        self.backbone.train()
+        for one, mode in modes:
+            one.training = mode
         return logits
 
     def _checked(self, loss: float, epoch: int) -> float:
@@ -237,13 +253,14 @@ def soft_label_loss(student: Tensor, teacher: Tensor) -> Tensor:
     return F.kl_div(F.log_softmax(student, 1), target, reduction="batchmean", log_target=True)
 
 
-def accuracy(backbone: Backbone, part: Part, keep: Tensor | None = None) -> float:
+def accuracy(backbone: Backbone, part: Part, keep: Tensor | None = None, *, scale: int | None = None) -> float:
     """Return the share of right answers in evaluation mode, 0…1.
 
     Args:
         backbone: Unfrozen or frozen, on any device.
         part: Images and labels.
         keep: 1 where a block runs; everything runs where it is not given. Shape (N, L).
+        scale: Longer side in pixels to bring the images to; their own where it is not given.
     """
     device = next(backbone.network.parameters()).device
     was_training, right = backbone.training, 0
@@ -251,6 +268,7 @@ def accuracy(backbone: Backbone, part: Part, keep: Tensor | None = None) -> floa
     with torch.no_grad():
         for images, labels, index in part.batches(256):
             x = backbone.prepare(images.to(device))
+            x = x if scale is None else scaled(x, scale)
             logits = backbone(x) if keep is None else forward_kept(backbone, x, keep[index].to(device))
             right += int((logits.argmax(1).cpu() == labels).sum())
     backbone.train(was_training)
@@ -261,6 +279,20 @@ def draw_keep(skip_probabilities: Tensor, count: int, generator: torch.Generator
     """Draw for each image and block whether it runs. Shapes (L,) to (count, L), values in {0, 1}."""
     uniforms = torch.rand((count, len(skip_probabilities)), generator=generator)
     return (uniforms >= skip_probabilities).long()
+
+
+def hold_statistics(backbone: Backbone) -> None:
+    """Let BatchNorm normalise by the statistics that it has, until the backbone is next put into training mode."""
+    for one in backbone.modules():
+        if isinstance(one, nn.modules.batchnorm._BatchNorm):  # the base of BatchNorm in all dimensions
+            one.eval()
+
+
+def draw_scales(scales: Sequence[int], steps: int, generator: torch.Generator) -> list[int]:
+    """Draw the scale of each step, evenly. A single one is not drawn: without scales all else is as it was."""
+    if len(scales) == 1:
+        return [scales[0]] * steps
+    return [scales[i] for i in torch.randint(len(scales), (steps,), generator=generator).tolist()]
 
 
 def keeps_shape(backbone: Backbone) -> list[bool]:
