@@ -14,7 +14,7 @@ from ..envs.outcomes import Path, outcomes
 from ..envs.rollout import Run, relax, rollout
 from ..envs.task import Task
 from .budget import lowest
-from .policy import Decider, RandomPolicy, StaticPolicy
+from .policy import Decider, RandomPolicy, StaticPolicy, random_weights
 
 EXHAUSTIVE = 10
 """Up to so many binary pieces all subsets are tried; of other decisions up to as many paths."""
@@ -37,13 +37,13 @@ def random_rate(task: Task, compute: float) -> float:
     """
     check_budget(task, compute)
     least, most = (macs / task.full_macs for macs in (task.least_macs, task.most_macs))
-    if not task.has_exits:  # each piece is decided about, so that cost is linear in the rate
+    if not task.has_exits and set(task.decisions) == {2}:  # every piece is decided about: cost is linear in the rate
         return min(1.0, (compute - least) / (most - least))
     start = task.begin(task.prepare(task.blank()))
 
     def spent(out: float) -> float:
-        """Return the expected compute when a share `out` of those who come to an exit leave there."""
-        weights = torch.tensor([[out, 1 - out]], device=task.device)
+        """Return the expected compute at a rate of 1 - `out`."""
+        weights = [torch.tensor([random_weights(1 - out, options)], device=task.device) for options in task.decisions]
         return float(relax(task, start, lambda _: Soft(weights)).macs) / task.full_macs
 
     with torch.inference_mode():

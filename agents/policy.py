@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import asdict
+from math import comb
 from typing import Any
 
 import torch
@@ -113,11 +114,20 @@ class StaticPolicy(Policy):
         return {"kind": "static", "actions": self.actions.flatten().tolist(), "parts": self.parts}
 
 
+def random_weights(rate: float, options: int) -> list[float]:
+    """Return how likely each option is at a rate: that of so many heads among `options` - 1 coins.
+
+    From option 0 only, at rate 0, to the last only, at 1; of two options the last comes with the rate itself.
+    """
+    coins = options - 1
+    return [comb(coins, heads) * rate**heads * (1 - rate) ** (coins - heads) for heads in range(options)]
+
+
 class RandomPolicy(Policy):
-    """Each piece is executed with the same probability, by coin; among several options to execute, any.
+    """Each piece is executed with the same probability, by coin; of several options, see `random_weights`.
 
     Args:
-        rate: Probability that an option other than 0 is taken.
+        rate: 0 takes option 0 everywhere, 1 the last.
         decisions: Options of each part.
         seed: Of its generator.
     """
@@ -127,15 +137,25 @@ class RandomPolicy(Policy):
         if not 0 <= rate <= 1:
             raise ValueError(f"rate: expected 0 … 1, got {rate}.")
         self.rate, self.decisions = rate, tuple(decisions)
+        self.weights = [random_weights(rate, options) for options in self.decisions]
         self.generator = torch.Generator().manual_seed(seed)
 
     def act(self, features: Tensor, state: State, price: Tensor, memory: Tensor | None) -> tuple[Tensor, None]:
         """Toss the coins."""
         shape = (len(features), len(self.decisions))
-        keep = torch.rand(shape, generator=self.generator) < self.rate
-        others = torch.tensor(self.decisions) - 1
-        option = 1 + (torch.rand(shape, generator=self.generator) * others).long()
-        return (keep * option).to(features.device), None
+        any_at_all, which = (torch.rand(shape, generator=self.generator) for _ in range(2))
+        parts = [
+            (any_at_all[:, part] < 1 - weights[0])
+            * (1 + torch.bucketize(which[:, part].contiguous(), _shares(weights[1:])))
+            for part, weights in enumerate(self.weights)
+        ]
+        return torch.stack(parts, 1).to(features.device), None
+
+
+def _shares(weights: Sequence[float]) -> Tensor:
+    """Return where 0…1 is to be cut so that its parts are as these weights. Shape (len(weights) - 1,)."""
+    parts = torch.tensor(weights)
+    return (parts.cumsum(0) / parts.sum().clamp(min=torch.finfo(parts.dtype).tiny))[:-1]
 
 
 def make_policy(config: dict[str, Any]) -> Policy:

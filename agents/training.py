@@ -36,6 +36,8 @@ class Subject:
     """A name, an ImageFolder directory, or an .npz in MedMNIST layout."""
     weights: Path | None = None
     """The backbone's checkpoint; the embedded data's backbone is trained on first use."""
+    class_indices: tuple[int, ...] = ()
+    """Which of the weights' outputs the data's classes are, in their order, where the weights know more classes."""
     task_options: dict[str, int | float | str] = field(default_factory=dict)
     """Options of the task."""
     augment: AugmentLevel = "auto"
@@ -125,7 +127,9 @@ def prepare(subject: Subject, *, quiet: bool = False) -> tuple[Task, ImageData]:
         ValueError: If they do not fit each other.
     """
     data = find_data(subject.data, subject.weights)
-    backbone = find_backbone(task_class(subject.task).architecture(subject.backbone), data, subject.weights)
+    kind = task_class(subject.task)
+    name, recipe = kind.architecture(subject.backbone), kind.recipe(data, **subject.task_options)
+    backbone = find_backbone(name, data, subject.weights, classes=subject.class_indices, recipe=recipe)
     task = find_task(subject.task, backbone, data, **subject.task_options)
     check_fit(task, data)
     augment = choose_augment(subject.augment, data)

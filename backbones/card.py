@@ -30,7 +30,8 @@ def describe(backbone: Backbone, data: ImageData, settings: Mapping[str, Any], a
         data: What it was trained on.
         settings: Of the training.
         accuracy: For `val` and `test`: `full`, 0…1, `n`; after stochastic depth `half`, of a random half of blocks;
-            `exit1`, `exit2`, … of exits that are part of the network; of slimmable backbones `width 0.5` and so on.
+            `exit1`, `exit2`, … of exits that are part of the network; of slimmable backbones `width 0.5` and so on;
+            after scales `at_16`, of the full network at 16 pixels.
     """
     own = {"exits": {"macs": backbone.answer_macs}} if backbone.has_own_exits else {}
     return {
@@ -141,6 +142,8 @@ def _accuracy_table(accuracy: Accuracy) -> str:
     names |= {
         key: f"{key} of the full one" for values in accuracy.values() for key in values if key.startswith("width")
     }
+    scales = [key for key in next(iter(accuracy.values())) if key.startswith("at_")]
+    names |= {key: f"full network on images of {key[3:]} px" for key in scales}
     rows = [
         f"| {part} | {names[path]} | {_percent(values[path], values['n'])} | {values['n']} |"
         for part, values in accuracy.items()

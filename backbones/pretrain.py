@@ -131,7 +131,7 @@ def _with_exits(
     return backbone
 
 
-def pretrained(name: str, data: ImageData) -> Backbone:
+def pretrained(name: str, data: ImageData, **changes: Any) -> Backbone:
     """Return a trained backbone for embedded data: from the cache, or trained now and kept there.
 
     Processes that start at the same time each train it, to the same weights; one of them puts it in the cache.
@@ -139,6 +139,7 @@ def pretrained(name: str, data: ImageData) -> Backbone:
     Args:
         name: As for `make_backbone`.
         data: Embedded, with the policy's part held out.
+        changes: Fields of the data's recipe that are to differ, such as `scales`.
 
     Raises:
         ValueError: If the name is unknown, or the data is not embedded.
@@ -151,7 +152,7 @@ def pretrained(name: str, data: ImageData) -> Backbone:
             f"--weights RUN/{WEIGHTS}. (Trained on first use without: {', '.join(sorted(EMBEDDED))}.)"
         )
     check_held_out(data)
-    recipe = embedded_recipe(name, data)
+    recipe = replace(embedded_recipe(name, data), **changes)
     directory = cache_dir() / "backbones" / f"{name}-{data.fingerprint}-{recipe.digest()}"
     kept = _intact(directory, name, data)
     return kept or _train_embedded(name, data, recipe, directory)
@@ -309,11 +310,12 @@ def _log(events: "SummaryWriter", metrics: Metrics, epoch: int) -> None:
 
 
 def _line(metrics: Metrics, epoch: int, epochs: int, rest: float) -> str:
-    half = f"  half {metrics['val_half']:.2%}" if "val_half" in metrics else ""
+    more = f"  half {metrics['val_half']:.2%}" if "val_half" in metrics else ""
     exits = " ".join(f"{value:.2%}" for name, value in metrics.items() if name.startswith("val_exit"))
-    half += f"  exits {exits}" if exits else ""
+    more += f"  exits {exits}" if exits else ""
+    more += "".join(f"  at {key[7:]} px {value:.2%}" for key, value in metrics.items() if key.startswith("val_at_"))
     return (
-        f"epoch {epoch}/{epochs}  loss {metrics['loss']:.3f}  val {metrics['val_full']:.2%}{half}  "
+        f"epoch {epoch}/{epochs}  loss {metrics['loss']:.3f}  val {metrics['val_full']:.2%}{more}  "
         f"{metrics['images_per_s']:,.0f} images/s  {timedelta(seconds=round(rest))} left"
     )
 

@@ -14,11 +14,14 @@ from torch import Tensor
 
 from .exit_training import ExitRecipe
 from .exits import HeadKind
+from .scaling import read_scales
 from .width_training import WidthTraining
 
 WARM_UP = 0.3  # share of a one-cycle schedule in which the learning rate rises
+SETTLE = 0.8  # share of a training at several scales after which BatchNorm keeps its statistics
 START = 1 / 25  # of the highest learning rate, where a one-cycle schedule begins
 REVISION = 1  # of the training code; raise it when the same recipe gives other weights
+_NEWER = ("exit_weights", "scales", "width_training")  # recipes without them keep their digits, and so their results
 _OF_TRAINED_EXITS = ("exits", "exit_head", "exit_alpha", "exit_epochs")
 
 
@@ -60,8 +63,13 @@ class Recipe:
     exit_weights: tuple[float, ...] = ()
     """lambda_i, of each exit in the sum of their losses; all 1 where none are given. A network with exits of its own
     (msdnet, ranet) minimises the sum of lambda_i CE_i, where the last weight is that of its last answer."""
+    scales: tuple[int, ...] = ()
+    """Sizes in pixels of the images' longer side, rising, the last their own. Each step is trained at one of them,
+    drawn evenly, so that it costs less than training at full size. All share BatchNorm's statistics, which are between
+    those of the scales; so in the last fifth of the epochs they stay as they are, and the weights learn to go with
+    them."""
     seed: int = 0
-    """Of initial weights, order, augmentation and skipping."""
+    """Of initial weights, order, augmentation, skipping and scales."""
     keep: Literal["last", "best"] = "last"
     """Which epoch's weights are kept; best by accuracy of the full path on the val part."""
     channels_last: bool = True
@@ -89,6 +97,8 @@ class Recipe:
         _check(
             "width_training", how, how is None or how in get_args(WidthTraining), f"one of {get_args(WidthTraining)}"
         )
+        if self.scales:
+            read_scales(self.scales)
         for name in ("distill", "spare_hard"):
             value = getattr(self, name)
             _check(name, value, not value or self.stochastic_depth > 0, "0 without --stochastic-depth")
@@ -96,9 +106,7 @@ class Recipe:
     def digest(self) -> str:
         """Return 16 hexadecimal digits that change with the recipe and with the training code's revision."""
         own = {field.name: getattr(self, field.name) for field in fields(Recipe)}
-        if not self.exit_weights:
-            del own["exit_weights"]  # recipes without are older, and their results are kept
-        own = {name: value for name, value in own.items() if value is not None}  # so that digests outlive new options
+        own = {name: value for name, value in own.items() if value or name not in _NEWER}
         return hashlib.sha256(json.dumps([REVISION, own], sort_keys=True).encode()).hexdigest()[:16]
 
     def lr_at(self, progress: float) -> float:
@@ -107,6 +115,10 @@ class Recipe:
             return self.lr * (START + (1 - START) * progress / WARM_UP)
         fallen = (progress - WARM_UP) / (1 - WARM_UP) if self.schedule == "one-cycle" else progress
         return self.lr * (1 + math.cos(math.pi * fallen)) / 2
+
+    def settled(self, epoch: int) -> bool:
+        """Return whether BatchNorm's statistics stay as they are in an epoch, counted from 0."""
+        return bool(self.scales) and epoch >= SETTLE * self.epochs
 
     def skip_probabilities(self, keeps_shape: Sequence[bool]) -> Tensor:
         """Return how likely each block is left out in training. Shape (L,).
@@ -179,11 +191,11 @@ class PretrainConfig(Recipe):
         )
 
     def as_json(self) -> dict[str, Any]:
-        """Return the fields as JSON can hold them; those of exits where there are any."""
+        """Return the fields as JSON can hold them; those of special networks and exits where they say anything."""
         content = json.loads(json.dumps(asdict(self), default=str))
-        if not self.exit_weights and not self.exits:
-            del content["exit_weights"]
-        return {key: value for key, value in content.items() if self.exits or key not in _OF_TRAINED_EXITS}
+        absent = {name for name in _NEWER if not content[name]}
+        absent = absent - {"exit_weights"} if self.exits else absent | {*_OF_TRAINED_EXITS}
+        return {key: value for key, value in content.items() if key not in absent}
 
     def command(self) -> str:
         """Return the command line that gives this configuration."""

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -12,6 +12,7 @@ import torch
 import torchvision
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from torchvision.models.squeezenet import Fire
 
 from ..names import unknown
 from ..registry import Registry, first_line
@@ -120,7 +121,9 @@ def make_backbone(
     return backbone
 
 
-def load_backbone(name: str, weights: str | Path, *, thin: bool = False, **options: Any) -> Backbone:
+def load_backbone(
+    name: str, weights: str | Path, *, thin: bool = False, class_indices: Sequence[int] = (), **options: Any
+) -> Backbone:
     """Build a backbone and load its weights.
 
     Args:
@@ -128,10 +131,12 @@ def load_backbone(name: str, weights: str | Path, *, thin: bool = False, **optio
         weights: A `.safetensors` file or a checkpoint (`.pt`, `.pth`, `.th`). Next to weights that `skipgym pretrain`
             wrote lies a `.json` with the normalisation they were trained with, which is used; likewise their exits.
         thin: Take the weights of a deeper ResNet too, without some of its blocks: something to train on from.
+        class_indices: Of weights that know more classes, which of their outputs to keep, in the order of the wanted
+            classes. The last layer then has these rows only, and answers on them as before.
         options: As for `make_backbone`.
 
     Raises:
-        ValueError: If the file is not readable or belongs to another architecture.
+        ValueError: If the file is not readable or belongs to another architecture, or the indices do not fit it.
     """
     path = Path(weights)
     state = read_weights(path)
@@ -141,6 +146,8 @@ def load_backbone(name: str, weights: str | Path, *, thin: bool = False, **optio
             raise ValueError(f"weights {path}: expected those of {name}, got those of {saved['name']}. Pass that name.")
         options = {**options, "mean": saved["mean"], "std": saved["std"]}
     backbone = make_backbone(name, **options)
+    if class_indices:
+        state = restricted(state, backbone, class_indices)
     load_state(backbone, thinned(state, backbone.network.state_dict()) if thin else state, str(path))
     if thin or not exit_files(path)[1].is_file():
         return backbone
@@ -213,6 +220,39 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     if not isinstance(state, dict) or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()):
         raise ValueError(f"weights {path}: expected tensors by name, got {type(state).__name__}. Save a state_dict.")
     return {key.removeprefix("module."): value for key, value in state.items()}
+
+
+def restricted(state: Mapping[str, Tensor], backbone: Backbone, indices: Sequence[int]) -> dict[str, Tensor]:
+    """Return weights with the rows of some classes only in the layer that answers.
+
+    Args:
+        state: Of the same architecture with more classes.
+        backbone: With as many classes as are kept.
+        indices: Which outputs are kept, in the order of the backbone's classes.
+
+    Raises:
+        ValueError: If no one layer of these weights has more outputs, or the indices do not name some of them.
+    """
+    own = backbone.network.state_dict()
+    wider = [key for key in own if key in state and own[key].shape != state[key].shape]
+    layers, rows = {key.rpartition(".")[0] for key in wider}, {len(state[key]) for key in wider if state[key].dim()}
+    alike = all(state[key].shape[1:] == own[key].shape[1:] for key in wider)
+    if len(layers) != 1 or len(rows) != 1 or not alike:
+        raise ValueError(
+            f"class_indices: expected weights that differ from {backbone.name} with {backbone.num_classes} classes in "
+            f"the outputs of one layer, got {len(layers)} that differ. Leave them out where the classes are the same."
+        )
+    known = rows.pop()
+    if len(indices) != backbone.num_classes or len(set(indices)) != len(indices):
+        raise ValueError(
+            f"class_indices: expected {backbone.num_classes} different ones, one for each class of the data, got "
+            f"{len(indices)}, {len(set(indices))} of them different. Name the output of each class once, in order."
+        )
+    if wrong := [index for index in indices if not 0 <= index < known]:
+        raise ValueError(
+            f"class_indices: expected numbers of the weights' outputs, 0 … {known - 1}, got {wrong[0]}. Count from 0."
+        )
+    return {**state, **{key: state[key][list(indices)] for key in wider}}
 
 
 def load_state(backbone: Backbone, state: dict[str, Tensor], source: str) -> None:
@@ -294,6 +334,21 @@ def _residual_blocks(network: nn.Module) -> list[str]:
     ]
 
 
+def _squeezenet(num_classes: int, _: tuple[int, int, int], *, name: str) -> tuple[nn.Module, list[str]]:
+    """Build a SqueezeNet whose blocks are the fire modules around which its authors put bypasses.
+
+    Those keep the shape, so that the identity can take their place (Iandola et al. 2016, section 6); the others, which
+    widen, always run.
+    """
+    network = getattr(torchvision.models, name)(num_classes=num_classes)
+    fires = [(key, one) for key, one in network.named_modules() if isinstance(one, Fire)]
+    return network, [key for key, one in fires if one.inplanes == _outputs(one)]
+
+
+def _outputs(fire: Fire) -> int:
+    return fire.expand1x1.out_channels + fire.expand3x3.out_channels
+
+
 def _vit(num_classes: int, shape: tuple[int, int, int], *, name: str) -> tuple[nn.Module, list[str]]:
     network = getattr(torchvision.models, name)(num_classes=num_classes, image_size=_square(name, shape))
     return network, _encoder_blocks(network)
@@ -338,6 +393,10 @@ for _depth in (20, 32, 56):
 for _depth in (18, 34, 50, 101, 152):
     register_backbone(f"resnet{_depth}", f"torchvision ResNet-{_depth}", colour_only=True)(
         partial(_torchvision_resnet, name=f"resnet{_depth}")
+    )
+for _name in ("squeezenet1_0", "squeezenet1_1"):
+    register_backbone(_name, f"torchvision SqueezeNet {_name[-3:].replace('_', '.')}", colour_only=True)(
+        partial(_squeezenet, name=_name)
     )
 for _name in ("vit_b_16", "vit_b_32", "vit_l_16", "vit_l_32", "vit_h_14"):
     register_backbone(_name, f"torchvision vision transformer {_name}", colour_only=True)(partial(_vit, name=_name))

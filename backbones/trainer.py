@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from ..data import Augment, ImageData, Part
@@ -16,6 +16,7 @@ from .backbone import Backbone
 from .exit_training import exit_accuracy
 from .recipe import Recipe
 from .routing import route
+from .scaling import scale_macs, scaled
 from .slimmable import QUARTERS, SlimmableResNet, recalibrate, slices
 from .width_training import default_training, soft_label_loss, width_loss
 
@@ -30,7 +31,7 @@ class Batch(NamedTuple):
     """One step's images as the network takes them, and what is drawn for them.
 
     Attributes:
-        x: Shape (N, C, H, W).
+        x: At the step's scale. Shape (N, C, H, W).
         labels: Shape (N,).
         keep: 1 where a block runs. Shape (N, L).
         coin: Even in 0…1. Shape (N,).
@@ -56,7 +57,7 @@ class Trainer:
 
     Attributes:
         history: Metrics of each epoch done: loss, lr, val_full, val_half (with stochastic depth), val_exit1, … (where
-            exits are part of the network), images_per_s.
+            exits are part of the network), val_at_16 (of scale 16), images_per_s.
 
     Raises:
         ValueError: If there are fewer training images than a batch needs, or recipe and backbone do not fit.
@@ -70,6 +71,8 @@ class Trainer:
             )
         check_recipe(backbone, recipe)
         check_widths(backbone, recipe)
+        if recipe.scales:
+            scale_macs(backbone, recipe.scales)  # the network runs at each of them
         self.backbone, self.data, self.recipe, self.device = backbone, data, recipe, torch.device(device)
         layout = torch.channels_last if recipe.channels_last else torch.contiguous_format
         backbone.to(device=self.device, memory_format=layout)  # pyright: ignore[reportCallIssue]
@@ -112,7 +115,8 @@ class Trainer:
     def measure(self, part: Part) -> Metrics:
         """Return the accuracy on a part of the full path, and of what else the network is trained for.
 
-        That is of a random half of the blocks, with stochastic depth, and of exits that are part of the network.
+        That is of a random half of the blocks (`half`, with stochastic depth), of the network at each smaller scale
+        (`at_16`, with scales), and of exits that are part of the network (`exit1`).
         """
         if self.backbone.has_own_exits:
             *exits, full = exit_accuracy(self.backbone, part)
@@ -121,6 +125,8 @@ class Trainer:
         if self.recipe.stochastic_depth:
             keep = random_half(len(part), len(self.backbone.blocks), seed=self.recipe.seed)
             measured["half"] = accuracy(self.backbone, part, keep)
+        for scale in self.recipe.scales[:-1]:
+            measured[f"at_{scale}"] = accuracy(self.backbone, part, scale=scale)
         return measured
 
     def finish(self) -> Backbone:
@@ -154,13 +160,17 @@ class Trainer:
         uniforms = torch.rand((len(train), Augment.draws), generator=generator)
         keep = draw_keep(self.recipe.skip_probabilities(keeps_shape(self.backbone)), len(train), generator)
         coins = torch.rand(len(train), generator=generator)
-        for rows in torch.arange(self.steps * size).split(size):
+        scales = draw_scales(self.recipe.scales or (max(self.backbone.input_shape[1:]),), self.steps, generator)
+        for scale, rows in zip(scales, torch.arange(self.steps * size).split(size), strict=True):
             images = self.data.augment.apply(train.images[order[rows]], uniforms[rows]).to(self.device)
             labels = train.labels[order[rows]].to(self.device)
-            yield Batch(self.backbone.prepare(images), labels, keep[rows].to(self.device), coins[rows].to(self.device))
+            x = scaled(self.backbone.prepare(images), scale)
+            yield Batch(x, labels, keep[rows].to(self.device), coins[rows].to(self.device))
 
     def _train_epoch(self, epoch: int, quiet: bool) -> float:
         self.backbone.train()
+        if self.recipe.settled(epoch):
+            hold_statistics(self.backbone)
         total = torch.zeros((), device=self.device)
         name = f"epoch {epoch + 1}/{self.recipe.epochs}"
         # None: no bar where nobody watches a terminal
@@ -206,9 +216,11 @@ class Trainer:
     @torch.no_grad()
     def _glance(self, x: Tensor) -> Tensor:
         """Return what the full path says, without leaving a trace in BatchNorm's statistics."""
+        modes = [(one, one.training) for one in self.backbone.modules()]
         self.backbone.eval()
         logits = self.backbone(x)
-        self.backbone.train()
+        for one, mode in modes:
+            one.training = mode
         return logits
 
     def _checked(self, loss: float, epoch: int) -> float:
@@ -302,13 +314,14 @@ def spare_hard(keep: Tensor, logits: Tensor, labels: Tensor, coin: Tensor, *, po
     return torch.where(coin.unsqueeze(1) < ease, keep, 1)
 
 
-def accuracy(backbone: Backbone, part: Part, keep: Tensor | None = None) -> float:
+def accuracy(backbone: Backbone, part: Part, keep: Tensor | None = None, *, scale: int | None = None) -> float:
     """Return the share of right answers in evaluation mode, 0…1.
 
     Args:
         backbone: Unfrozen or frozen, on any device.
         part: Images and labels.
         keep: 1 where a block runs; everything runs where it is not given. Shape (N, L).
+        scale: Longer side in pixels to bring the images to; their own where it is not given.
     """
     device = next(backbone.network.parameters()).device
     was_training, right = backbone.training, 0
@@ -316,6 +329,7 @@ def accuracy(backbone: Backbone, part: Part, keep: Tensor | None = None) -> floa
     with torch.no_grad():
         for images, labels, index in part.batches(256):
             x = backbone.prepare(images.to(device))
+            x = x if scale is None else scaled(x, scale)
             logits = backbone(x) if keep is None else forward_kept(backbone, x, keep[index].to(device))
             right += int((logits.argmax(1).cpu() == labels).sum())
     backbone.train(was_training)
@@ -326,6 +340,20 @@ def draw_keep(skip_probabilities: Tensor, count: int, generator: torch.Generator
     """Draw for each image and block whether it runs. Shapes (L,) to (count, L), values in {0, 1}."""
     uniforms = torch.rand((count, len(skip_probabilities)), generator=generator)
     return (uniforms >= skip_probabilities).long()
+
+
+def hold_statistics(backbone: Backbone) -> None:
+    """Let BatchNorm normalise by the statistics that it has, until the backbone is next put into training mode."""
+    for one in backbone.modules():
+        if isinstance(one, nn.modules.batchnorm._BatchNorm):  # the base of BatchNorm in all dimensions
+            one.eval()
+
+
+def draw_scales(scales: Sequence[int], steps: int, generator: torch.Generator) -> list[int]:
+    """Draw the scale of each step, evenly. A single one is not drawn: without scales all else is as it was."""
+    if len(scales) == 1:
+        return [scales[0]] * steps
+    return [scales[i] for i in torch.randint(len(scales), (steps,), generator=generator).tolist()]
 
 
 def keeps_shape(backbone: Backbone) -> list[bool]:

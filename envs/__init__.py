@@ -14,6 +14,7 @@ from .exit_task import ExitTask
 from .gym_env import SkipEnv
 from .layer_skip import LayerSkip
 from .observation import Layout
+from .resolution import Resolution
 from .rewards import REWARDS, Outcome, Reward, Spent, make_reward
 from .rollout import Run, rollout
 from .state import State, merge
@@ -34,6 +35,7 @@ __all__ = [
     "Layout",
     "Masked",
     "Outcome",
+    "Resolution",
     "Reward",
     "Run",
     "SkipEnv",

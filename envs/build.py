@@ -1,6 +1,6 @@
 """From names to an environment's parts: data, backbone, task, reward."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,6 +22,7 @@ def build_engine(
     backbone: str | Backbone = "resnet20",
     data: str | ImageData = "digits",
     weights: str | Path | None = None,
+    class_indices: Sequence[int] = (),
     reward: str | Reward = "accuracy",
     price: Price = 0.3,
     part: Literal["train", "policy", "val", "test"] = "policy",
@@ -37,6 +38,7 @@ def build_engine(
         backbone: A registered name, or a backbone.
         data: What `skipgym.load_data` takes, or a data set.
         weights: Checkpoint of the backbone. Without one the embedded data's backbone is trained on first use.
+        class_indices: Which of the weights' outputs the data's classes are, where they know more.
         reward: A registered name, or a reward.
         price: Of compute, in units of accuracy: a number, or a range drawn from for each episode and then observed.
         part: Which images are dealt.
@@ -48,14 +50,15 @@ def build_engine(
     Raises:
         ValueError: If a name is unknown, or the parts do not fit each other.
     """
-    reward = make_reward(reward)
+    reward, options = make_reward(reward), task_options or {}
     if isinstance(task, str):
-        kind = task_class(task)  # an unknown name is told before data and weights are read
-        backbone = kind.architecture(backbone) if isinstance(backbone, str) else backbone
+        task_class(task)  # an unknown name is told before data and weights are read
     images = find_data(data, weights) if isinstance(data, str) else data
     if isinstance(task, str):
-        net = backbone if isinstance(backbone, Backbone) else find_backbone(backbone, images, weights)
-        task = find_task(task, net, images, **(task_options or {}))
+        if isinstance(backbone, str):
+            name, recipe = task_class(task).architecture(backbone), task_class(task).recipe(images, **options)
+            backbone = find_backbone(name, images, weights, classes=class_indices, recipe=recipe)
+        task = find_task(task, backbone, images, **options)
     check_fit(task, images)
     return Engine(
         task,
@@ -74,15 +77,34 @@ def find_data(spec: str, weights: str | Path | None) -> ImageData:
     return data if weights is None or held_out(weights, data.fingerprint) else data.joined()
 
 
-def find_backbone(name: str, data: ImageData, weights: str | Path | None) -> Backbone:
-    """Return a trained backbone: from a checkpoint, or the cached one for embedded data."""
+def find_backbone(
+    name: str,
+    data: ImageData,
+    weights: str | Path | None,
+    *,
+    classes: Sequence[int] = (),
+    recipe: Mapping[str, Any] | None = None,
+) -> Backbone:
+    """Return a trained backbone: from a checkpoint, or the cached one for embedded data.
+
+    Args:
+        name: A registered name.
+        data: Says which images and classes.
+        weights: The checkpoint.
+        classes: Which of its outputs the data's classes are, where it knows more.
+        recipe: What a task wants changed in how embedded data's backbone is trained.
+
+    Raises:
+        ValueError: If there are no weights and the data is not embedded, or they do not fit.
+    """
     if weights is not None:
-        return load_backbone(
-            name, weights, num_classes=data.num_classes, input_shape=data.image_shape, class_names=data.class_names
-        )
+        shape = {"num_classes": data.num_classes, "input_shape": data.image_shape, "class_names": data.class_names}
+        return load_backbone(name, weights, class_indices=classes, **shape)
+    if classes:
+        raise ValueError("class_indices: expected them with weights that know more classes, got none. Pass weights.")
     from ..backbones.pretrain import pretrained
 
-    return pretrained(name, data)
+    return pretrained(name, data, **(recipe or {}))
 
 
 def find_task(name: str, backbone: Backbone, data: ImageData, **options: Any) -> Task:

@@ -1,7 +1,7 @@
 """What can be decided about an input, and what each decision does to the computation."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Self, TypeVar
 
 import torch
@@ -91,6 +91,14 @@ class Task(nn.Module, ABC):
         Called where a task is made by its name, with the options that it will be given.
         """
         return backbone
+
+    @classmethod
+    def recipe(cls, data: ImageData, **options: Any) -> Mapping[str, Any]:
+        """Return what this task wants changed where embedded data's backbone is trained on first use.
+
+        Fields of `backbones.recipe.Recipe`. Called where a task is made by its name, with its options.
+        """
+        return {}
 
     @property
     def full_macs(self) -> int:

@@ -101,6 +101,7 @@ class Cell:
             backbone=config.backbone,
             data=config.data,
             weights=config.weights,
+            class_indices=config.class_indices,
             agent=how.agent,
             price=how.priced or (0.0 if first.price is None else first.price),
             target_compute=None if how.priced else first.target,

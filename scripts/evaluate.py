@@ -49,6 +49,8 @@ class Config:
     """Registered name."""
     weights: Path | None = None
     """The backbone's checkpoint."""
+    class_indices: tuple[int, ...] = ()
+    """Which of the weights' outputs the data's classes are, in their order, where the weights know more classes."""
     task_options: dict[str, int | float | str] = field(default_factory=dict)
     """Options of the task."""
     augment_val: bool = False
@@ -134,6 +136,7 @@ def _untrained(config: Config) -> tuple[Controller, ImageData, str]:
         backbone=config.backbone,
         data=config.data or "digits",
         weights=config.weights,
+        class_indices=config.class_indices,
         task_options=config.task_options,
         augment_val=config.augment_val,
     )

@@ -12,8 +12,9 @@ from skipgym.envs import Choice, Engine, Hard, State, Task, make_reward, make_ta
 from skipgym.envs.rollout import advance
 from skipgym.ids import TASKS
 
-# (task, backbone) that every contract is tested on: each of ours, on feature maps and on tokens, or on its own kind
-OWN = {"channel-width": ("slim-resnet8-w4", "us-resnet8-w4")}
+# (task, backbone) that every contract is tested on: each of ours, on feature maps and on tokens, or on its own kinds;
+# tokens' positions are fixed to one size of the image
+OWN = {"channel-width": ("slim-resnet8-w4", "us-resnet8-w4"), "resolution": ("resnet8-w4", "resnet8-w2")}
 CASES = [(name, OWN.get(name, ("resnet8-w4", "vit_tiny"))[kind]) for kind in (0, 1) for name in TASKS]
 SKIPPING = [case for case in CASES if case[0] in ("layer-skip", "block-drop")]  # what they execute has a hand formula
 EXIT_MACS = 7
