@@ -11,6 +11,7 @@ from torch.fx.experimental.optimization import fuse
 from .cost import count_macs
 from .cut import cut
 from .exits import Exit, OwnExit, check_places, digest, exit_tensors
+from .reader import Reader, reader_tensors
 from .stepped import SteppedNet
 
 # What torchvision and most published networks were trained with; for one channel, its average.
@@ -107,6 +108,7 @@ class Backbone(nn.Module):
         has_own_exits: Whether they are, and are trained with it.
         smaller: Other networks that answer the same question for less, from the cheapest on; none but by
             `with_smaller`.
+        reader: What makes an answer of a glance and crops; none but by `with_reader`.
     """
 
     def __init__(
@@ -130,6 +132,7 @@ class Backbone(nn.Module):
         self.is_frozen = False
         self.exits: Sequence[Exit | OwnExit] = nn.ModuleList()  # pyright: ignore[reportAttributeAccessIssue]
         self.smaller: Sequence[Backbone] = nn.ModuleList()  # pyright: ignore[reportAttributeAccessIssue]
+        self.reader: Reader | None = None
         was_training = network.training
         network.eval()
         self._cut(blocks, bypass or {})
@@ -258,6 +261,7 @@ class Backbone(nn.Module):
     def identity(self) -> str:
         """Return the fingerprints of the network and of all that it carries, joined by a plus."""
         carried = [digest(exit_tensors(self.added_exits))] if self.added_exits else []
+        carried += [digest(reader_tensors(self.reader))] if self.reader is not None else []
         return "+".join([self.fingerprint(), *carried, *(one.identity() for one in self.smaller)])
 
     def check_exits(self, places: Sequence[int]) -> None:
@@ -308,6 +312,22 @@ class Backbone(nn.Module):
                 )
         clone = copy.deepcopy(self)
         clone.smaller = nn.ModuleList(copy.deepcopy(list(smaller)))  # pyright: ignore[reportAttributeAccessIssue]
+        return clone._settled()
+
+    def with_reader(self, reader: Reader) -> Self:
+        """Return a copy that carries this reader; network and pieces are as they were.
+
+        Raises:
+            ValueError: If it does not fit the network's last feature map, or its classes.
+        """
+        expected = self.blocks[-1].out_shape[0], self.num_classes
+        if (reader.width, reader.num_classes) != expected:
+            raise ValueError(
+                f"reader: expected one from {expected[0]} channels to {expected[1]} classes, got one from "
+                f"{reader.width} to {reader.num_classes}. It belongs to another network."
+            )
+        clone = copy.deepcopy(self)
+        clone.reader = copy.deepcopy(reader)
         return clone._settled()
 
     def _settled(self) -> Self:

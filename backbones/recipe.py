@@ -14,12 +14,15 @@ from torch import Tensor
 
 from .exit_training import ExitRecipe
 from .exits import HeadKind
+from .reader import MemoryKind
+from .reader_training import ReaderRecipe
 from .scaling import read_scales
 from .width_training import WidthTraining
 
 WARM_UP = 0.3  # share of a one-cycle schedule in which the learning rate rises
 SETTLE = 0.8  # share of a training at several scales after which BatchNorm keeps its statistics
 START = 1 / 25  # of the highest learning rate, where a one-cycle schedule begins
+READER_FIELDS = ("patch", "glance", "retina", "zooms", "reader_memory", "reader_looks", "reader_epochs")
 REVISION = 1  # of the training code; raise it when the same recipe gives other weights
 _NEWER = ("exit_weights", "scales", "width_training")  # recipes without them keep their digits, and so their results
 _OF_TRAINED_EXITS = ("exits", "exit_head", "exit_alpha", "exit_epochs")
@@ -160,6 +163,21 @@ class PretrainConfig(Recipe):
     """Exit i minimises alpha CE_i + (1 - alpha) KL(network || i): the labels, against the network's own answer."""
     exit_epochs: int = 20
     """Passes over the train part in which the exits are trained."""
+    patch: int = 0
+    """Above 0: train a reader for patch-crop on the frozen network when it is finished, which answers from a glance and
+    from crops of so many pixels a side. With --init the network itself is not trained."""
+    glance: int = 0
+    """Side of the image scaled down for the glance, in pixels; 0 for that of a crop."""
+    retina: int = 1
+    """Concentric squares of a crop, each twice as wide as the one before, as RAM's retina."""
+    zooms: int = 1
+    """Widths of crops that can be chosen: patch, twice that, …, at the same number of pixels."""
+    reader_memory: MemoryKind = "gru"
+    """gru: a recurrent cell remembers what was seen; mean: an average."""
+    reader_looks: int = 3
+    """Crops of each image in training the reader."""
+    reader_epochs: int = 10
+    """Passes over the train part in which the reader is trained."""
     image_size: int | None = None
     """Height and width in pixels to bring the images to."""
     device: str = "auto"
@@ -172,11 +190,14 @@ class PretrainConfig(Recipe):
         rising = list(self.exits) == sorted(set(self.exits)) and all(one >= 1 for one in self.exits)
         _check("exits", self.exits, rising, "rising numbers of blocks, from 1 on")
         self.exit_recipe()
+        _check("patch", self.patch, self.patch >= 0, "at least 0")
+        if self.patch:
+            self.reader_recipe()
 
     @property
     def heads_only(self) -> bool:
-        """Whether the network stays as it is, and only exits are trained."""
-        return bool(self.exits) and self.init is not None
+        """Whether the network stays as it is, and only exits or a reader are trained."""
+        return bool(self.exits or self.patch) and self.init is not None
 
     def exit_recipe(self) -> ExitRecipe:
         """Return how the exits are trained."""
@@ -190,11 +211,26 @@ class PretrainConfig(Recipe):
             seed=self.seed,
         )
 
+    def reader_recipe(self) -> ReaderRecipe:
+        """Return how the reader is trained."""
+        return ReaderRecipe(
+            glance=self.glance or self.patch,
+            patch=self.patch,
+            scales=self.retina,
+            zooms=self.zooms,
+            memory=self.reader_memory,
+            looks=self.reader_looks,
+            epochs=self.reader_epochs,
+            batch_size=self.batch_size,
+            seed=self.seed,
+        )
+
     def as_json(self) -> dict[str, Any]:
-        """Return the fields as JSON can hold them; those of special networks and exits where they say anything."""
+        """Return the fields as JSON can hold them; of special networks, exits and a reader where they say anything."""
         content = json.loads(json.dumps(asdict(self), default=str))
         absent = {name for name in _NEWER if not content[name]}
         absent = absent - {"exit_weights"} if self.exits else absent | {*_OF_TRAINED_EXITS}
+        absent |= set() if self.patch else {*READER_FIELDS}
         return {key: value for key, value in content.items() if key not in absent}
 
     def command(self) -> str:

@@ -14,6 +14,7 @@ from .exit_task import ExitTask
 from .gym_env import SkipEnv
 from .layer_skip import LayerSkip
 from .observation import Layout
+from .patch_crop import PatchCrop
 from .resolution import Resolution
 from .rewards import REWARDS, Outcome, Reward, Spent, make_reward
 from .rollout import Run, rollout
@@ -35,6 +36,7 @@ __all__ = [
     "Layout",
     "Masked",
     "Outcome",
+    "PatchCrop",
     "Resolution",
     "Reward",
     "Run",

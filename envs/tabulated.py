@@ -5,7 +5,7 @@ from torch import Tensor
 
 from .choice import Choice
 from .state import State, merge
-from .task import Task
+from .task import Box, Task
 from .tree import Tree
 
 
@@ -33,10 +33,11 @@ class Tabulated(Task):
         self.name, self.options, self.has_exits = live.name, live.options, live.has_exits
         self.horizon, self.decisions = live.horizon, live.decisions
         self.observation_shape, self.least_macs = live.observation_shape, live.least_macs
-        nodes, leaves = len(tree.positions), tree.leaves
+        self.alike, self.reaches_full = live.alike, live.reaches_full
+        nodes = len(tree.positions)
         shown = nodes * torch.Size(live.observation_shape).numel()
         self.observations = rows[:, :shown].unflatten(1, (nodes, *live.observation_shape))
-        self.answers = rows[:, shown:].unflatten(1, (leaves, live.backbone.num_classes))
+        self.answers = rows[:, shown:].unflatten(1, (tree.answers, live.backbone.num_classes))
         self.leads, self.macs = tree.children.to(self.device), tree.macs.to(self.device)
         self.is_comb = tree.is_comb
 
@@ -51,6 +52,13 @@ class Tabulated(Task):
     @property
     def pieces(self) -> list[str]:
         return self.live.pieces
+
+    @property
+    def onward(self) -> tuple[int, ...]:
+        return self.live.onward
+
+    def region(self, piece: int, option: int) -> Box | None:
+        return self.live.region(piece, option)
 
     def prepare(self, images: Tensor) -> Tensor:
         """Return the row numbers that tickets name. Shape (N, 1, 1, 8) to (N,)."""
@@ -71,7 +79,7 @@ class Tabulated(Task):
         return self.images[self.source[self.prepare(images).cpu()]]
 
     def untouched(self, images: Tensor) -> Tensor:
-        return self._look(self.answers, self.prepare(images), self.tree.last)
+        return self._look(self.answers, self.prepare(images), self.tree.untouched)
 
     def begin(self, inputs: Tensor) -> State:
         """Return the root, for row numbers. Shape (N,)."""

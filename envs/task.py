@@ -15,6 +15,9 @@ from ..registry import Registry, first_line
 from .choice import Choice
 from .state import State
 
+Box = tuple[float, float, float, float]
+"""Top, left, height and width of a piece of an image, in pixels."""
+
 
 class Task(nn.Module, ABC):
     """A decision task over a frozen backbone, for a batch of inputs.
@@ -33,11 +36,15 @@ class Task(nn.Module, ABC):
         full_macs: Cost of the backbone untouched.
         most_macs: Cost of the last option everywhere; more than `full_macs` where to decide costs something, as heads
             that are passed do.
-        has_exits: Whether each decision has two options, 0 to answer now with `answer_now`, 1 to go on.
+        has_exits: Whether each decision has one part, whose option 0 answers now with `answer_now`; the others go on.
+        alike: Whether the options above 0 are alike, as places are; otherwise they rise from less to more.
+        reaches_full: Whether the last option everywhere gives the untouched network's answer.
     """
 
     name: str = ""
     has_exits: bool = False
+    alike: bool = False
+    reaches_full: bool = True
     horizon: int
     decisions: tuple[int, ...]
     observation_shape: tuple[int, ...]
@@ -111,6 +118,21 @@ class Task(nn.Module, ABC):
     @property
     def paths(self) -> list[tuple[int, ...]] | None:
         """Every way through, an option for each piece, where they are not all combinations of options."""
+        return None
+
+    @property
+    def onward(self) -> tuple[int, ...]:
+        """The fixed way that leaves nothing out, an option for each piece; where options are alike, in a good order.
+
+        Who only decides when to stop goes this way.
+        """
+        return tuple(count - 1 for _ in range(self.horizon) for count in self.decisions)
+
+    def region(self, piece: int, option: int) -> Box | None:
+        """Return what an option looks at, in pixels: top, left, height, width; None where it is no part of an image.
+
+        It may reach beyond the image. For pictures.
+        """
         return None
 
     @property

@@ -29,12 +29,14 @@ class Tree:
         children: Where each option leads: a node's number, or -1 - a leaf's. Shape (nodes, options).
         macs: What each option costs. Shape (nodes, options).
         begun: What has been spent before the first decision.
+        reaches_full: Whether the last option everywhere leads to the untouched network's answer.
     """
 
     positions: Tensor
     children: Tensor
     macs: Tensor
     begun: float
+    reaches_full: bool = True
 
     @property
     def leaves(self) -> int:
@@ -47,8 +49,15 @@ class Tree:
         return bool(((self.children >= 0).sum(1) <= 1).all())
 
     @property
-    def last(self) -> int:
-        """The leaf that the last option everywhere leads to."""
+    def answers(self) -> int:
+        """Number of answers that are kept: of all leaves, and of the untouched network where that is none of them."""
+        return self.leaves + (not self.reaches_full)
+
+    @property
+    def untouched(self) -> int:
+        """Number of the untouched network's answer."""
+        if not self.reaches_full:
+            return self.leaves
         node = 0
         while node >= 0:
             node = int(self.children[node, -1])
@@ -61,13 +70,15 @@ class Tree:
             "children": self.children.tolist(),
             "macs": self.macs.tolist(),
             "begun": self.begun,
+            "reaches_full": self.reaches_full,
         }
 
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> "Tree":
         """Return the tree that `as_json` described."""
         positions, children = (torch.tensor(content[key], dtype=torch.long) for key in ("positions", "children"))
-        return cls(positions, children, torch.tensor(content["macs"], dtype=torch.double), float(content["begun"]))
+        macs = torch.tensor(content["macs"], dtype=torch.double)
+        return cls(positions, children, macs, float(content["begun"]), bool(content["reaches_full"]))
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,7 +88,7 @@ class Seen:
     Attributes:
         tree: The same for every batch of a task.
         observations: At each node. Shape (N, nodes, *observation_shape).
-        answers: At each leaf. Shape (N, leaves, classes).
+        answers: At each leaf, and the untouched network's where that is none of them. Shape (N, answers, classes).
     """
 
     tree: Tree
@@ -105,7 +116,10 @@ def explore(task: Task, inputs: Tensor) -> Seen:
         torch.tensor(growth.children),
         torch.tensor(growth.macs, dtype=torch.double),
         _uniform(task, start.macs, "the beginning"),
+        task.reaches_full,
     )
+    if not task.reaches_full:
+        growth.answers.append(task.backbone(inputs))
     return Seen(tree, torch.stack(growth.observations, 1), torch.stack(growth.answers, 1))
 
 

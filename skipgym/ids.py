@@ -14,6 +14,7 @@ TASKS = {
     "cascade": "Cascade",
     "channel-width": "ChannelWidth",
     "resolution": "Resolution",
+    "patch-crop": "PatchCrop",
 }
 """Our tasks: name on the command line, name in the id. The module is named as the command."""
 

@@ -1,6 +1,4 @@
-import hashlib
-import json
-from dataclasses import asdict, replace
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -10,7 +8,7 @@ from torch import Tensor
 
 from skipgym.backbones import make_backbone
 from skipgym.backbones.backbone import Backbone
-from skipgym.backbones.recipe import REVISION, Recipe
+from skipgym.backbones.recipe import Recipe
 from skipgym.backbones.scaling import scaled
 from skipgym.backbones.trainer import (
     Trainer,
@@ -329,8 +327,5 @@ class TestScales:
             trainer(data, replace(self.recipe, scales=scales))
 
     def test_recipe_without_scales_keeps_its_digits(self):
-        own = {key: value for key, value in asdict(Recipe()).items() if key != "scales"}
-        assert (
-            Recipe().digest() == hashlib.sha256(json.dumps([REVISION, own], sort_keys=True).encode()).hexdigest()[:16]
-        )
+        assert Recipe().digest() == "875089c3ec2c887b"  # from before there were scales, widths and weights of exits
         assert Recipe(scales=(4, 8)).digest() != Recipe(scales=(6, 8)).digest() != Recipe().digest()

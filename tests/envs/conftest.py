@@ -14,7 +14,10 @@ from skipgym.ids import TASKS
 
 # (task, backbone) that every contract is tested on: each of ours, on feature maps and on tokens, or on its own kinds;
 # tokens' positions are fixed to one size of the image
-OWN = {"channel-width": ("slim-resnet8-w4", "us-resnet8-w4"), "resolution": ("resnet8-w4", "resnet8-w2")}
+OWN = {
+    "channel-width": ("slim-resnet8-w4", "us-resnet8-w4"),
+    **dict.fromkeys(("resolution", "patch-crop"), ("resnet8-w4", "resnet8-w2")),
+}
 CASES = [(name, OWN.get(name, ("resnet8-w4", "vit_tiny"))[kind]) for kind in (0, 1) for name in TASKS]
 SKIPPING = [case for case in CASES if case[0] in ("layer-skip", "block-drop")]  # what they execute has a hand formula
 EXIT_MACS = 7

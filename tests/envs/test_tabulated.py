@@ -13,7 +13,7 @@ from skipgym.envs.tree import explore
 
 from .conftest import follow
 
-SMALL = ["layer-skip", "block-drop", "early-exit", "cascade"]
+SMALL = ["layer-skip", "block-drop", "early-exit", "cascade", "resolution", "patch-crop"]
 COMBS = ["early-exit", "cascade"]
 
 
@@ -38,15 +38,17 @@ def data() -> ImageData:
 
 
 @pytest.fixture(params=SMALL)
-def pair(request, make_world, data):
+def pair(request, make_world, random_backbone, data):
     """Return a live task, the tabulated one, and the data of both."""
-    live = make_world(request.param, "resnet8-w4").task
+    if request.param == "patch-crop":
+        live = make_task("patch-crop", random_backbone(), grid=2, looks=2)  # fewer places than by default
+    else:
+        live = make_world(request.param, "resnet8-w4").task
     return live, *tabulate(live, data, versions=1, augment=Augment(), quiet=True)
 
 
 def paths(task):
-    pieces = task.horizon * len(task.decisions)
-    return torch.tensor(list(task.paths or product((0, 1), repeat=pieces)))
+    return torch.tensor(list(task.paths or product(*map(range, list(task.decisions) * task.horizon))))
 
 
 def decide(task, actions, kind=Hard):
@@ -79,7 +81,7 @@ def test_observations_are_those_of_the_live_task(pair, data):
         seen = [engine.reset()]
         generator = torch.Generator().manual_seed(0)
         shape = (6, len(one.decisions)) if len(one.decisions) > 1 else (6,)
-        steps = [engine.step(torch.randint(2, shape, generator=generator)) for _ in range(9)]
+        steps = [engine.step(torch.randint(min(one.decisions), shape, generator=generator)) for _ in range(9)]
         seen += [step.observation for step in steps]
         rewards = torch.stack([step.reward for step in steps])
         if one is live:
@@ -91,7 +93,7 @@ def test_observations_are_those_of_the_live_task(pair, data):
 def test_declarations_are_those_of_the_live_task(pair, data):
     live, table, ticketed = pair
     for word in ("name", "options", "horizon", "decisions", "observation_shape", "least_macs", "full_macs",
-                 "most_macs", "has_exits", "paths", "pieces"):  # fmt: skip
+                 "most_macs", "has_exits", "alike", "reaches_full", "onward", "paths", "pieces"):  # fmt: skip
         assert getattr(table, word) == getattr(live, word)
     expected = live.backbone(live.prepare(data.test.images))
     assert torch.allclose(table.untouched(ticketed.test.images), expected, atol=1e-5)

@@ -6,34 +6,43 @@ import torch
 from skipgym.envs import Task, make_task
 from skipgym.envs.tree import LARGEST, Tree, explore
 
-from .conftest import Leave
+from .conftest import Leave, World
 
-SMALL = ["layer-skip", "block-drop", "early-exit", "cascade"]
+SMALL = ["layer-skip", "block-drop", "early-exit", "cascade", "resolution", "patch-crop"]
 
 
 @pytest.fixture(params=SMALL)
-def small(request, make_world):
-    return make_world(request.param, "resnet8-w4")
+def small(request, make_world, random_backbone):
+    if request.param != "patch-crop":
+        return make_world(request.param, "resnet8-w4")
+    task = make_task("patch-crop", random_backbone(), grid=2, looks=2)  # fewer places than by default
+    return World(task, make_world("patch-crop", "resnet8-w4").inputs)
 
 
 def test_every_way_through_ends_as_the_live_task_does(small):
     seen = explore(small.task, small.inputs)
     tree, parts = seen.tree, len(small.task.decisions)
-    for path in small.task.paths or product((0, 1), repeat=small.task.horizon * parts):
+    options = list(small.task.decisions) * small.task.horizon
+    ways = list(small.task.paths or product(*map(range, options)))
+    for path in ways[:: 1 + len(ways) // 40]:
         alone = small.follow(torch.tensor(path).view(1, small.task.horizon, parts).expand(7, -1, -1))
         node, macs = 0, tree.begun
         while node >= 0:
             position = int(tree.positions[node])
-            option = int("".join(map(str, path[position * parts : (position + 1) * parts])), 2)
+            option = 0
+            for part, count in enumerate(small.task.decisions):
+                option = option * count + path[position * parts + part]
             macs, node = macs + float(tree.macs[node, option]), int(tree.children[node, option])
         assert torch.allclose(seen.answers[:, -1 - node], alone.logits, atol=1e-6)
         assert alone.macs.tolist() == [macs] * 7
 
 
-def test_beginnings_are_computed_once(small):
-    net, rows = small.task.backbone, []
+@pytest.mark.parametrize("name", ["layer-skip", "block-drop", "early-exit", "cascade"])
+def test_beginnings_are_computed_once(make_world, name):
+    world, rows = make_world(name, "resnet8-w4"), []
+    net = world.task.backbone
     hook = net.stem.register_forward_hook(lambda module, inputs, output: rows.append(len(inputs[0])))
-    explore(small.task, small.inputs)
+    explore(world.task, world.inputs)
     hook.remove()
     assert rows == [7]
 
@@ -49,10 +58,11 @@ def test_shape_of_the_tree_of_three_blocks_two_exits_two_smaller_networks(make_w
     assert Tree.from_json(tree.as_json()).as_json() == tree.as_json()
 
 
-def test_last_leaf_is_the_untouched_network(small):
+def test_untouched_network_is_among_the_answers(small):
     seen = explore(small.task, small.inputs)
     expected = small.task.backbone(small.inputs)
-    assert torch.allclose(seen.answers[:, seen.tree.last], expected, atol=1e-5)
+    assert seen.answers.shape[1] == seen.tree.answers
+    assert torch.allclose(seen.answers[:, seen.tree.untouched], expected, atol=1e-5)
 
 
 def test_too_many_ways_are_refused_before_any_work(random_backbone):
