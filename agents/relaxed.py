@@ -54,24 +54,26 @@ class Metered(Soft):
     Args:
         weights: As for `Soft`.
         spent: Is added to, in MACs of one row; shared by all parts.
+        mixed: Likewise, what the mixture costs each row. Each (N,).
     """
 
-    def __init__(self, weights: Sequence[Tensor] | Tensor, spent: list[float]):
+    def __init__(self, weights: Sequence[Tensor] | Tensor, spent: list[float], mixed: list[Tensor]):
         super().__init__(weights)
-        self.spent = spent
+        self.spent, self.mixed = spent, mixed
 
     def cost(self, costs: Sequence[float]) -> Tensor:
         """Return what the mixture costs, and count all branches."""
         self.spent.append(float(sum(costs)))
-        return super().cost(costs)
+        self.mixed.append(super().cost(costs))
+        return self.mixed[-1]
 
     def part(self, index: int) -> "Metered":
         """Return the weights of one part."""
-        return Metered(self.weights[index], self.spent)
+        return Metered(self.weights[index], self.spent, self.mixed)
 
     def binary(self) -> "Metered":
         """Return the weights of option 0 and of the others together."""
-        return Metered(together(self.weights[0]), self.spent)
+        return Metered(together(self.weights[0]), self.spent, self.mixed)
 
 
 class SoftDecider:
@@ -89,6 +91,7 @@ class SoftDecider:
         before: MACs that each row had spent before each position, policy aside. Each (N,).
         macs: The gate's cost so far. Shape (N,).
         spent: MACs of one row that running every branch took.
+        mixed: MACs that the mixtures of branches cost. Each (N,).
     """
 
     def __init__(self, task: Task, gate: Gate, price: Tensor, draw: Draw):
@@ -98,6 +101,7 @@ class SoftDecider:
         self.weights: list[Tensor] = []
         self.before: list[Tensor] = []
         self.spent: list[float] = []
+        self.mixed: list[Tensor] = []
         self.memory: Tensor | None = None
 
     def __call__(self, state: State) -> Metered:
@@ -110,7 +114,7 @@ class SoftDecider:
         self.weights += weights
         self.before.append(state.macs)
         self.macs = self.macs + state.alive * self.gate_macs
-        return Metered(weights, self.spent)
+        return Metered(weights, self.spent, self.mixed)
 
     def logits(self) -> list[Tensor]:
         """Return the logits of each piece so far, each (N, options); gradients take the observations as given.
@@ -218,8 +222,8 @@ def _tally(task: Task, trial: Trial) -> Tally:
     tally, actions = Tally(len(task.pieces)), trial.decider.actions
     tally.count(0, actions)
     compute, begun, spent = trial.compute.detach(), trial.decider.before[0], sum(trial.decider.spent)
-    if not task.has_exits:
-        spent += task.backbone.head_macs
+    if not task.has_exits:  # what the answer cost beyond the decisions, such as the head
+        spent = spent + trial.run.macs.detach() - begun - torch.stack(trial.decider.mixed).sum(0).detach()
     mixed = not task.has_exits or task.alike
     tally.finish(
         reward=-trial.error.detach() - trial.price * compute,
