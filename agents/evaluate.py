@@ -14,6 +14,7 @@ from torch import Tensor
 from ..data import Part
 from ..envs.task import Task
 from .controller import Controller
+from .policy import full_policy
 
 
 @dataclass(frozen=True)
@@ -71,6 +72,35 @@ def measure(controller: Controller, part: Part, *, price: float | None = None, b
         actions=actions.cpu(),
         answers=answers,
         compute_of=(macs / controller.task.full_macs).float().cpu(),
+        count=len(part),
+    )
+
+
+def measure_full(task: Task, part: Part, *, batch_size: int = 512) -> Measured:
+    """Measure the full network: the task with nothing left out where that is it, else the network outside the task."""
+    if task.reaches_full:
+        return measure(Controller(task, full_policy(task)), part, batch_size=batch_size)
+    return _untouched(task, part, batch_size)
+
+
+@torch.inference_mode()
+def _untouched(task: Task, part: Part, batch_size: int) -> Measured:
+    """Run the untouched network over images; nothing is decided."""
+    answers = torch.cat(
+        [task.backbone(task.prepare(images)).argmax(1).cpu() for images, _, _ in part.batches(batch_size)]
+    )
+    correct = answers == part.labels
+    return Measured(
+        accuracy=int(correct.sum()) / len(part),
+        macs=float(task.full_macs),
+        policy_macs=0.0,
+        compute=1.0,
+        execution=[0.0] * len(task.pieces),
+        unique_paths=1,
+        correct=correct,
+        actions=torch.full((len(part), len(task.pieces)), -1),
+        answers=answers,
+        compute_of=torch.ones(len(part)),
         count=len(part),
     )
 

@@ -56,8 +56,8 @@ class GatePolicy(Policy):
 
     Args:
         gate: The network.
-        shift: Added to the logit of a part's last option, and in proportion to those between: moves the threshold, and
-            with it the compute.
+        shift: Added to the logit of a part's last option, and in proportion to those between; where options above 0 are
+            alike, to all of those: moves the threshold, and with it the compute.
     """
 
     def __init__(self, gate: Gate, *, shift: float = 0.0):
@@ -74,7 +74,7 @@ class GatePolicy(Policy):
         observation = self.gate.layout.join(features, state.position, price)
         logits, memory = self.gate(observation, memory)
         check_logits(logits)
-        return greedy(logits, self.gate.decisions, shift=self.shift), memory
+        return greedy(logits, self.gate.decisions, shift=self.shift, alike=self.gate.alike), memory
 
     def config(self) -> dict[str, Any]:
         """Return how to build it again (JSON)."""
@@ -85,6 +85,7 @@ class GatePolicy(Policy):
             "decisions": list(gate.decisions),
             "hidden": gate.hidden,
             "recurrent": gate.recurrent,
+            "alike": gate.alike,
             "shift": self.shift,
         }
 
@@ -151,12 +152,13 @@ def make_policy(config: dict[str, Any]) -> Policy:
     if config["kind"] == "threshold":
         from .threshold import ThresholdPolicy
 
-        return ThresholdPolicy(config["score"], config["thresholds"])
+        return ThresholdPolicy(config["score"], config["thresholds"], onward=config.get("onward", ()))
     if config["kind"] == "static":
         return StaticPolicy(config["actions"], config["parts"])
     if config["kind"] == "gate":
         layout = Layout(tuple(config["layout"]["shape"]), config["layout"]["positions"], config["layout"]["priced"])
-        gate = Gate(layout, config["decisions"], hidden=config["hidden"], recurrent=config["recurrent"])
+        shape = {"hidden": config["hidden"], "recurrent": config["recurrent"], "alike": config.get("alike", False)}
+        gate = Gate(layout, config["decisions"], **shape)
         return GatePolicy(gate, shift=config.get("shift", 0.0))
     raise ValueError(
         f"policy: expected kind gate, path, static or threshold, got {config['kind']!r}. It needs a newer skipgym."
@@ -164,9 +166,8 @@ def make_policy(config: dict[str, Any]) -> Policy:
 
 
 def full_policy(task: Task) -> StaticPolicy:
-    """Return the policy that executes everything."""
-    parts = len(task.decisions)
-    return StaticPolicy([count - 1 for count in task.decisions] * task.horizon, parts)
+    """Return the policy that leaves nothing out."""
+    return StaticPolicy(task.onward, len(task.decisions))
 
 
 class Decider:
@@ -199,9 +200,11 @@ class Decider:
         return Hard(actions.squeeze(1) if actions.shape[1] == 1 else actions)
 
 
-def greedy(logits: Tensor, decisions: Sequence[int], *, shift: float = 0.0) -> Tensor:
+def greedy(logits: Tensor, decisions: Sequence[int], *, shift: float = 0.0, alike: bool = False) -> Tensor:
     """Return the likeliest option of each part, after a shift towards the last. (N, sum of decisions) to (N, parts)."""
     slopes = torch.cat([torch.linspace(0, shift, count) for count in decisions]).to(logits)
+    if alike:
+        slopes = torch.where(slopes == 0, slopes, shift)
     return torch.stack([part.argmax(1) for part in (logits + slopes).split(list(decisions), 1)], 1)
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..envs.choice import Soft
+from ..envs.choice import Soft, together
 from ..envs.rollout import Relaxed, relax
 from ..envs.state import State
 from ..envs.tally import Tally
@@ -68,6 +68,10 @@ class Metered(Soft):
     def part(self, index: int) -> "Metered":
         """Return the weights of one part."""
         return Metered(self.weights[index], self.spent)
+
+    def binary(self) -> "Metered":
+        """Return the weights of option 0 and of the others together."""
+        return Metered(together(self.weights[0]), self.spent)
 
 
 class SoftDecider:
@@ -175,7 +179,7 @@ class RelaxedLearner(Learner):
         setting = replace(setting, num_envs=min(setting.num_envs, self.batch_size))
         torch.manual_seed(setting.seed)
         gate = setting.gate(recurrent=self.recurrent)
-        open_wide(gate.head, setting.task.decisions)
+        open_wide(gate.head, setting.task.decisions, alike=setting.task.alike)
         policy, monitor, task = GatePolicy(gate), setting.monitor, setting.task
         engine = setting.engine(policy_macs=policy.macs)
         gate.trunk.fit(setting.observations(engine))
@@ -208,16 +212,19 @@ def attempt(task: Task, gate: Gate, dealt: tuple[State, Tensor, Tensor], draw: D
 def _tally(task: Task, trial: Trial) -> Tally:
     """Return the figures of a trial. The backward pass through the backbone is counted like the forward one.
 
-    There is none where a task has exits: what goes on is not mixed, so that gradients reach the gates by the answers'
-    shares alone. Its last head is part of its last stage.
+    There is none where a task has exits of two options: what goes on is not mixed, so that gradients reach the gates by
+    the answers' shares alone. The last head is part of the last stage.
     """
     tally, actions = Tally(len(task.pieces)), trial.decider.actions
     tally.count(0, actions)
     compute, begun, spent = trial.compute.detach(), trial.decider.before[0], sum(trial.decider.spent)
+    if not task.has_exits:
+        spent += task.backbone.head_macs
+    mixed = not task.has_exits or task.alike
     tally.finish(
         reward=-trial.error.detach() - trial.price * compute,
         correct=(trial.run.logits.argmax(1) == trial.labels).float(),
         compute=compute,
-        backbone_macs=begun + (spent if task.has_exits else 2 * (spent + task.backbone.head_macs)),
+        backbone_macs=begun + (2 * spent if mixed else spent),
     )
     return tally

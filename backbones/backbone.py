@@ -11,6 +11,7 @@ from torch.fx.experimental.optimization import fuse
 from .cost import count_macs
 from .cut import cut
 from .exits import Exit, check_places, digest, exit_tensors
+from .reader import Reader, reader_tensors
 
 # What torchvision and most published networks were trained with; for one channel, its average.
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -78,6 +79,7 @@ class Backbone(nn.Module):
         exits: Heads that answer from part of the way, in their order; none but by `with_exits`.
         smaller: Other networks that answer the same question for less, from the cheapest on; none but by
             `with_smaller`.
+        reader: What makes an answer of a glance and crops; none but by `with_reader`.
     """
 
     def __init__(
@@ -101,6 +103,7 @@ class Backbone(nn.Module):
         self.is_frozen = False
         self.exits: Sequence[Exit] = nn.ModuleList()  # pyright: ignore[reportAttributeAccessIssue]
         self.smaller: Sequence[Backbone] = nn.ModuleList()  # pyright: ignore[reportAttributeAccessIssue]
+        self.reader: Reader | None = None
         was_training = network.training
         network.eval()
         self._cut(blocks, bypass or {})
@@ -197,6 +200,7 @@ class Backbone(nn.Module):
     def identity(self) -> str:
         """Return the fingerprints of the network and of all that it carries, joined by a plus."""
         carried = [digest(exit_tensors(self.exits))] if self.exits else []
+        carried += [digest(reader_tensors(self.reader))] if self.reader is not None else []
         return "+".join([self.fingerprint(), *carried, *(one.identity() for one in self.smaller)])
 
     def with_exits(self, exits: Sequence[Exit]) -> Self:
@@ -238,6 +242,22 @@ class Backbone(nn.Module):
                 )
         clone = copy.deepcopy(self)
         clone.smaller = nn.ModuleList(copy.deepcopy(list(smaller)))  # pyright: ignore[reportAttributeAccessIssue]
+        return clone._settled()
+
+    def with_reader(self, reader: Reader) -> Self:
+        """Return a copy that carries this reader; network and pieces are as they were.
+
+        Raises:
+            ValueError: If it does not fit the network's last feature map, or its classes.
+        """
+        expected = self.blocks[-1].out_shape[0], self.num_classes
+        if (reader.width, reader.num_classes) != expected:
+            raise ValueError(
+                f"reader: expected one from {expected[0]} channels to {expected[1]} classes, got one from "
+                f"{reader.width} to {reader.num_classes}. It belongs to another network."
+            )
+        clone = copy.deepcopy(self)
+        clone.reader = copy.deepcopy(reader)
         return clone._settled()
 
     def _settled(self) -> Self:

@@ -11,10 +11,12 @@ from typing import Any
 import torch
 import torchvision
 from safetensors.torch import save
+from torch import Tensor
 
 from .. import __version__
 from ..data import ImageData
 from .backbone import Backbone
+from .exits import digest
 from .registry import load_backbone
 
 WEIGHTS, CARD, PAGE = "backbone.safetensors", "backbone.json", "README.md"
@@ -86,6 +88,25 @@ def read_result(directory: Path, name: str, data: ImageData) -> Backbone:
             f"got {backbone.fingerprint()}. They were changed; train again."
         )
     return backbone.eval()
+
+
+def write_part(
+    files: tuple[Path, Path], part: str, described: Any, state: Mapping[str, Tensor], trunk: str, card: Mapping[str, Any]
+) -> None:
+    """Write what a network carries beside its weights; the card comes last, so that where it lies all is there.
+
+    Args:
+        files: Of the tensors, and of the card.
+        part: What it is: `exits`, `reader`.
+        described: How to build it again (JSON).
+        state: Its weights.
+        trunk: Fingerprint of the network.
+        card: Whatever else is told of it.
+    """
+    tensors, page = files
+    content = {part: described, "trunk": trunk, "fingerprint": digest(state), **card}
+    write_whole(tensors, lambda path: path.write_bytes(save(dict(state))))
+    write_whole(page, lambda path: path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8"))
 
 
 def write_whole(path: Path, write: Callable[[Path], Any]) -> None:

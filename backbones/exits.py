@@ -168,12 +168,27 @@ def exits_of_card(
     Raises:
         ValueError: If they are damaged, or were trained on another network.
     """
+    return build_exits(described_in(card, "exits", state, trunk), state, shapes, classes)
+
+
+def described_in(card: Mapping[str, Any], part: str, state: Mapping[str, Tensor], trunk: str) -> Any:
+    """Return how a part is built that lies beside a network's weights, from its card.
+
+    Args:
+        card: As `card.write_part` wrote it.
+        part: What it is: `exits`, `reader`.
+        state: Its weights.
+        trunk: Fingerprint of the network that it is to be put on.
+
+    Raises:
+        ValueError: If it is damaged, or was trained on another network.
+    """
     try:
-        described, found, of = card["exits"], card["fingerprint"], card["trunk"]
+        described, found, of = card[part], card["fingerprint"], card["trunk"]
     except (KeyError, TypeError) as error:
-        raise ValueError(f"expected the card of exits that skipgym pretrain writes, got no {error}") from error
+        raise ValueError(f"expected the card of {part} that skipgym pretrain writes, got no {error}") from error
     if of != trunk:
-        raise ValueError(f"expected exits of a network with fingerprint {trunk}, got those of {of}")
+        raise ValueError(f"expected {part} of a network with fingerprint {trunk}, got those of {of}")
     if found != digest(state):
         raise ValueError(f"expected weights with fingerprint {found} as their card says, got {digest(state)}")
-    return build_exits(described, state, shapes, classes)
+    return described

@@ -22,8 +22,10 @@ from .backbone import Backbone
 from .card import CARD, WEIGHTS, describe, read_result, write_result, write_whole
 from .exit_training import ExitRecipe, exit_card, train_exits, write_exits
 from .exits import check_places, exit_files
+from .reader import reader_files
+from .reader_training import ReaderRecipe, train_reader, write_reader
 from .recipe import PretrainConfig, Recipe
-from .registry import _find, load_backbone, make_backbone, read_exits
+from .registry import _find, load_backbone, make_backbone, read_exits, read_reader
 from .trainer import Metrics, Trainer
 
 if TYPE_CHECKING:
@@ -33,6 +35,7 @@ EMBEDDED = {
     "digits": Recipe(epochs=60, batch_size=64, stochastic_depth=0.05),
     "noisy-digits": Recipe(epochs=10, batch_size=64, stochastic_depth=0.25),
     "cluttered-digits": Recipe(epochs=4, batch_size=64, stochastic_depth=0.5, depth_schedule="inner", spare_hard=3),
+    "cluttered-canvas": Recipe(epochs=4, batch_size=64),
 }
 """Data that comes with skipgym, and how its backbones are trained on first use, in about a minute.
 
@@ -40,8 +43,11 @@ Stochastic depth sets how interesting skipping is. On digits at 0.15 the best fi
 a point of the full network, and little is left to decide; without any, skipping half of them ruins most answers.
 """
 
-EXIT_EPOCHS = {"digits": 40, "noisy-digits": 8, "cluttered-digits": 3}
+EXIT_EPOCHS = {"digits": 40, "noisy-digits": 8, "cluttered-digits": 3, "cluttered-canvas": 2}
 """Passes in which exits of the embedded data's backbones are trained on first use."""
+
+READER_EPOCHS = {"digits": 30, "noisy-digits": 4, "cluttered-digits": 2, "cluttered-canvas": 3}
+"""Likewise, readers of glances and crops."""
 
 CONFIG, CHECKPOINT = "pretrain.json", "checkpoint.pt"
 _ROOM = "Set SKIPGYM_CACHE to a directory with room and write permission."
@@ -76,10 +82,12 @@ def pretrain(config: PretrainConfig, *, data: ImageData | None = None, quiet: bo
     if (config.out / CONFIG).is_file():
         check_same(config.out, settings)
     if (config.out / CARD).is_file():
-        return _with_exits(config, _finished(config, images, quiet), images, device, quiet)
+        return _with_parts(config, _finished(config, images, quiet), images, device, quiet)
     backbone = _untrained(config, images)
     if config.exits:
         check_places(config.exits, len(backbone.blocks))
+    if config.patch:
+        config.reader_recipe().build(backbone)  # what does not fit is told before training
     trainer = Trainer(backbone, images, config, device=device)
     config.out.mkdir(parents=True, exist_ok=True)
     write_whole(config.out / CONFIG, lambda path: path.write_text(json.dumps(settings, indent=2) + "\n"))
@@ -88,7 +96,7 @@ def pretrain(config: PretrainConfig, *, data: ImageData | None = None, quiet: bo
     card = describe(trainer.finish(), images, config.as_json(), final_accuracy(trainer))
     write_result(config.out, trainer.backbone, _own_card(config) or card, command=config.command())
     _say(quiet, f"{config.out / WEIGHTS}: test accuracy {card['accuracy']['test']['full']:.2%}")
-    return _with_exits(config, trainer.backbone, images, device, quiet)
+    return _with_parts(config, trainer.backbone, images, device, quiet)
 
 
 def _own_card(config: PretrainConfig) -> dict[str, Any] | None:
@@ -119,6 +127,23 @@ def _with_exits(
         [f"after block {one.after}" for one in backbone.exits], card["accuracy"]["test"]["of each"], strict=False
     )
     _say(quiet, f"exits: test accuracy {', '.join(f'{where} {share:.2%}' for where, share in told)}")
+    return backbone
+
+
+def _with_parts(
+    config: PretrainConfig, backbone: Backbone, data: ImageData, device: torch.device, quiet: bool
+) -> Backbone:
+    """Return a finished backbone with all that was asked for beside it."""
+    backbone = _with_exits(config, backbone, data, device, quiet)
+    if not config.patch:
+        return backbone
+    weights = config.out / WEIGHTS
+    if reader_files(weights)[1].is_file():
+        return read_reader(backbone, weights)
+    recipe = config.reader_recipe()
+    backbone = train_reader(backbone, data, recipe, device=device, quiet=quiet)
+    shares = write_reader(weights, backbone, data, recipe)["accuracy"]["test"]["after each"]
+    _say(quiet, f"reader: test accuracy {', '.join(f'{share:.2%}' for share in shares)} with 0, 1, … random crops")
     return backbone
 
 
@@ -179,6 +204,41 @@ def pretrained_exits(backbone: Backbone, data: ImageData, places: Sequence[int] 
         write_exits(weights, trained, exit_card(trained, data, asdict(recipe)))
     except OSError as error:
         warnings.warn(f"The trained exits are not kept: cannot write {weights} ({error}). {_ROOM}", stacklevel=2)
+    return trained
+
+
+def pretrained_reader(backbone: Backbone, data: ImageData, **shape: Any) -> Backbone:
+    """Return a backbone for embedded data with a reader: from the cache, or trained now and kept there.
+
+    Args:
+        backbone: Any, trained.
+        data: Embedded, with the policy's part held out.
+        shape: Fields of `ReaderRecipe`: `glance` and `patch`, and others where they are not the defaults.
+
+    Raises:
+        ValueError: If the sizes do not fit, or the data is not embedded.
+    """
+    if data.name not in READER_EPOCHS:
+        raise ValueError(
+            f"reader of {backbone.name}: expected one beside its weights, got none. Train it on {data.name}: skipgym "
+            f"pretrain --backbone {backbone.name} --init WEIGHTS --data {data.name} --glance … --patch … --out DIR, "
+            f"then --weights DIR/{WEIGHTS}. (Trained on first use without: {', '.join(sorted(READER_EPOCHS))}.)"
+        )
+    check_held_out(data)
+    recipe = ReaderRecipe(**shape, epochs=READER_EPOCHS[data.name])
+    recipe.build(backbone)  # what does not fit is told first
+    name = f"{backbone.fingerprint()}-{data.fingerprint}-{recipe.digest()}.safetensors"
+    weights = cache_dir() / "readers" / name
+    try:
+        return read_reader(backbone, weights)
+    except (ValueError, OSError):  # absent, or damaged: to be trained
+        with _one_thread():
+            trained = train_reader(backbone, data, recipe, quiet=False)
+    try:
+        weights.parent.mkdir(parents=True, exist_ok=True)
+        write_reader(weights, trained, data, recipe)
+    except OSError as error:
+        warnings.warn(f"The trained reader is not kept: cannot write {weights} ({error}). {_ROOM}", stacklevel=2)
     return trained
 
 

@@ -14,9 +14,12 @@ from torch import Tensor
 
 from .exit_training import ExitRecipe
 from .exits import HeadKind
+from .reader import MemoryKind
+from .reader_training import ReaderRecipe
 
 WARM_UP = 0.3  # share of a one-cycle schedule in which the learning rate rises
 START = 1 / 25  # of the highest learning rate, where a one-cycle schedule begins
+READER_FIELDS = ("patch", "glance", "scales", "zooms", "reader_memory", "reader_looks", "reader_epochs")
 REVISION = 1  # of the training code; raise it when the same recipe gives other weights
 
 
@@ -132,6 +135,21 @@ class PretrainConfig(Recipe):
     """Of each exit in the sum of their losses; all 1 where none are given."""
     exit_epochs: int = 20
     """Passes over the train part in which the exits are trained."""
+    patch: int = 0
+    """Above 0: train a reader for patch-crop on the frozen network when it is finished, which answers from a glance and
+    from crops of so many pixels a side. With --init the network itself is not trained."""
+    glance: int = 0
+    """Side of the image scaled down for the glance, in pixels; 0 for that of a crop."""
+    scales: int = 1
+    """Concentric squares of a crop, each twice as wide as the one before, as RAM's retina."""
+    zooms: int = 1
+    """Widths of crops that can be chosen: patch, twice that, …, at the same number of pixels."""
+    reader_memory: MemoryKind = "gru"
+    """gru: a recurrent cell remembers what was seen; mean: an average."""
+    reader_looks: int = 3
+    """Crops of each image in training the reader."""
+    reader_epochs: int = 10
+    """Passes over the train part in which the reader is trained."""
     image_size: int | None = None
     """Height and width in pixels to bring the images to."""
     device: str = "auto"
@@ -144,11 +162,14 @@ class PretrainConfig(Recipe):
         rising = list(self.exits) == sorted(set(self.exits)) and all(one >= 1 for one in self.exits)
         _check("exits", self.exits, rising, "rising numbers of blocks, from 1 on")
         self.exit_recipe()
+        _check("patch", self.patch, self.patch >= 0, "at least 0")
+        if self.patch:
+            self.reader_recipe()
 
     @property
     def heads_only(self) -> bool:
-        """Whether the network stays as it is, and only exits are trained."""
-        return bool(self.exits) and self.init is not None
+        """Whether the network stays as it is, and only exits or a reader are trained."""
+        return bool(self.exits or self.patch) and self.init is not None
 
     def exit_recipe(self) -> ExitRecipe:
         """Return how the exits are trained."""
@@ -162,10 +183,26 @@ class PretrainConfig(Recipe):
             seed=self.seed,
         )
 
+    def reader_recipe(self) -> ReaderRecipe:
+        """Return how the reader is trained."""
+        return ReaderRecipe(
+            glance=self.glance or self.patch,
+            patch=self.patch,
+            scales=self.scales,
+            zooms=self.zooms,
+            memory=self.reader_memory,
+            looks=self.reader_looks,
+            epochs=self.reader_epochs,
+            batch_size=self.batch_size,
+            seed=self.seed,
+        )
+
     def as_json(self) -> dict[str, Any]:
-        """Return the fields as JSON can hold them; those of exits where there are any."""
+        """Return the fields as JSON can hold them; those of exits and of a reader where there are any."""
         content = json.loads(json.dumps(asdict(self), default=str))
-        return {key: value for key, value in content.items() if self.exits or not key.startswith("exit")}
+        left_out = [key for key in content if key.startswith("exit") and not self.exits]
+        left_out += [key for key in content if key in READER_FIELDS and not self.patch]
+        return {key: value for key, value in content.items() if key not in left_out}
 
     def command(self) -> str:
         """Return the command line that gives this configuration."""

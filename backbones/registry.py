@@ -17,7 +17,8 @@ from ..names import unknown
 from ..registry import Registry, first_line
 from .backbone import Backbone
 from .cifar_resnet import CifarResNet, thinned
-from .exits import exit_files, exits_of_card
+from .exits import described_in, exit_files, exits_of_card
+from .reader import build_reader, reader_files
 
 Builder = Callable[[int, tuple[int, int, int]], tuple[nn.Module, list[str]]]
 
@@ -111,7 +112,7 @@ def load_backbone(name: str, weights: str | Path, *, thin: bool = False, **optio
     Args:
         name: As for `make_backbone`.
         weights: A `.safetensors` file or a checkpoint (`.pt`, `.pth`, `.th`). Next to weights that `skipgym pretrain`
-            wrote lies a `.json` with the normalisation they were trained with, which is used; likewise their exits.
+            wrote lies a `.json` with the normalisation they were trained with, which is used; likewise their exits and their reader.
         thin: Take the weights of a deeper ResNet too, without some of its blocks: something to train on from.
         options: As for `make_backbone`.
 
@@ -127,9 +128,11 @@ def load_backbone(name: str, weights: str | Path, *, thin: bool = False, **optio
         options = {**options, "mean": saved["mean"], "std": saved["std"]}
     backbone = make_backbone(name, **options)
     load_state(backbone, thinned(state, backbone.network.state_dict()) if thin else state, str(path))
-    if thin or not exit_files(path)[1].is_file():
-        return backbone
-    return read_exits(backbone, path)
+    if not thin and exit_files(path)[1].is_file():
+        backbone = read_exits(backbone, path)
+    if not thin and reader_files(path)[1].is_file():
+        backbone = read_reader(backbone, path)
+    return backbone
 
 
 def read_exits(backbone: Backbone, weights: Path) -> Backbone:
@@ -149,6 +152,25 @@ def read_exits(backbone: Backbone, weights: Path) -> Backbone:
         raise ValueError(
             f"exits {page}: {str(error).rstrip('.')}. Train them again (skipgym pretrain --init {weights} --exits …), "
             "or move them away from these weights."
+        ) from error
+
+
+def read_reader(backbone: Backbone, weights: Path) -> Backbone:
+    """Return a backbone with the reader that lies beside its weights.
+
+    Raises:
+        FileNotFoundError: If there is none.
+        ValueError: If it is damaged, or was trained on another network.
+    """
+    tensors, page = reader_files(weights)
+    state = read_weights(tensors)
+    try:
+        described = described_in(json.loads(page.read_text(encoding="utf-8")), "reader", state, backbone.fingerprint())
+        return backbone.with_reader(build_reader(described, state))
+    except ValueError as error:
+        raise ValueError(
+            f"reader {page}: {str(error).rstrip('.')}. Train it again (skipgym pretrain --init {weights} --patch …), "
+            "or move it away from these weights."
         ) from error
 
 

@@ -13,6 +13,7 @@ from .exit_task import ExitTask
 from .gym_env import SkipEnv
 from .layer_skip import LayerSkip
 from .observation import Layout
+from .patch_crop import PatchCrop
 from .rewards import REWARDS, Outcome, Reward, Spent, make_reward
 from .rollout import Run, rollout
 from .state import State, merge
@@ -32,6 +33,7 @@ __all__ = [
     "Layout",
     "Masked",
     "Outcome",
+    "PatchCrop",
     "Reward",
     "Run",
     "SkipEnv",

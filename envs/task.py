@@ -33,11 +33,15 @@ class Task(nn.Module, ABC):
         full_macs: Cost of the backbone untouched.
         most_macs: Cost of the last option everywhere; more than `full_macs` where to decide costs something, as heads
             that are passed do.
-        has_exits: Whether each decision has two options, 0 to answer now with `answer_now`, 1 to go on.
+        has_exits: Whether each decision has one part, whose option 0 answers now with `answer_now`; the others go on.
+        alike: Whether the options above 0 are alike, as places are; otherwise they rise from less to more.
+        reaches_full: Whether the last option everywhere gives the untouched network's answer.
     """
 
     name: str = ""
     has_exits: bool = False
+    alike: bool = False
+    reaches_full: bool = True
     horizon: int
     decisions: tuple[int, ...]
     observation_shape: tuple[int, ...]
@@ -96,6 +100,14 @@ class Task(nn.Module, ABC):
     def paths(self) -> list[tuple[int, ...]] | None:
         """Every way through, an option for each piece, where they are not all combinations of options."""
         return None
+
+    @property
+    def onward(self) -> tuple[int, ...]:
+        """The fixed way that leaves nothing out, an option for each piece; where options are alike, in a good order.
+
+        Who only decides when to stop goes this way.
+        """
+        return tuple(count - 1 for _ in range(self.horizon) for count in self.decisions)
 
     @property
     def action_space(self) -> spaces.Discrete | spaces.MultiDiscrete:

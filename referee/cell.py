@@ -15,9 +15,9 @@ from torch import Tensor
 
 from ..agents.baselines import StaticPoint, random_policy, static_frontier
 from ..agents.controller import Controller
-from ..agents.evaluate import Measured, measure, result_row
+from ..agents.evaluate import Measured, measure, measure_full, result_row
 from ..agents.oracle import Bound, bounds
-from ..agents.policy import StaticPolicy, full_policy
+from ..agents.policy import StaticPolicy
 from ..agents.threshold import threshold_at_price, threshold_policy
 from ..agents.training import meet, train
 from ..data import ImageData, Part
@@ -85,7 +85,7 @@ class Bench:
             controller.price = budget.price
 
     def _full(self, cell: Cell, _: Path) -> tuple[list[Row], Arrays]:
-        test = measure(Controller(self.task, full_policy(self.task)), self.data.test)
+        test = measure_full(self.task, self.data.test)
         return [self._row(cell, cell.budgets[0], test, self.data.test)], _arrays(cell.budgets[0], test)
 
     def _random(self, cell: Cell, _: Path) -> tuple[list[Row], Arrays]:

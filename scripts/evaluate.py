@@ -10,7 +10,7 @@ from rich.table import Table
 
 from ..agents.baselines import best_static, full_accuracy, random_policy
 from ..agents.controller import Controller
-from ..agents.evaluate import measure, result_row, write_results
+from ..agents.evaluate import measure, measure_full, result_row, write_results
 from ..agents.policy import full_policy
 from ..agents.threshold import METHODS as THRESHOLDS
 from ..agents.threshold import check_exits, threshold_policy
@@ -65,7 +65,10 @@ def main(arguments: list[str]) -> int:
     controller, data, method = _untrained(config) if config.what in UNTRAINED else _saved(config)
     part = data.part(config.split)
     full = full_accuracy(controller.task, part, batch_size=config.batch_size)
-    measured = measure(controller, part, price=config.price, batch_size=config.batch_size)
+    if method == "full":
+        measured = measure_full(controller.task, part, batch_size=config.batch_size)
+    else:
+        measured = measure(controller, part, price=config.price, batch_size=config.batch_size)
     price = (controller.price if config.price is None else config.price) if method not in UNTRAINED else None
     row = result_row(
         controller.task,

@@ -12,6 +12,7 @@ TASKS = {
     "block-drop": "BlockDrop",
     "early-exit": "EarlyExit",
     "cascade": "Cascade",
+    "patch-crop": "PatchCrop",
 }
 """Our tasks: name on the command line, name in the id. The module is named as the command."""
 

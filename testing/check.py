@@ -114,6 +114,8 @@ def _why_not(name: str, trial: Trial, failures: list[Failure]) -> str | None:
     form = [failure.rule for failure in failures if failure.rule in FORM]
     if form and (name not in FORM or form[0] == "declaration"):
         return f"{form[0]} fails"
+    if name == "full network" and not trial.task.reaches_full:
+        return "no way through is the untouched network, as reaches_full says"
     if name in TOGETHER and trial.parts_rows:
         return "the task parts its rows, which soft choices cannot follow: train it with learners that sample"
     return None

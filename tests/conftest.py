@@ -12,6 +12,7 @@ from torch import nn
 
 from skipgym.backbones import Backbone, make_backbone
 from skipgym.backbones.exits import Exit
+from skipgym.backbones.reader import Reader
 from skipgym.data import Augment, ImageData, Part
 from skipgym.referee.workers import REGISTRIES
 from skipgym.registry import plugins
@@ -43,7 +44,7 @@ def randomise() -> Callable[..., nn.Module]:
 
 
 def equip(backbone: Backbone, randomise: Callable[..., nn.Module], seed: int = 0) -> Backbone:
-    """Let a backbone carry random exits and two smaller networks, so that every task can take it."""
+    """Let a backbone carry random exits, two smaller networks and a reader, so that every task can take it."""
     classes, shape = backbone.num_classes, backbone.input_shape
     with torch.random.fork_rng():
         torch.manual_seed(seed)
@@ -52,9 +53,12 @@ def equip(backbone: Backbone, randomise: Callable[..., nn.Module], seed: int = 0
             make_backbone(f"resnet8-w{width}", num_classes=classes, input_shape=shape, mean=[mean] * shape[0])
             for width, mean in ((2, 0.4), (3, 0.5))
         ]
-    for module in (*exits, *(one.network for one in smaller)):
+        maps = backbone.blocks[-1].out_shape
+        reader = Reader(maps[0], classes, glance=4, patch=4, zooms=2, scales=2, hidden=8)
+    for module in (*exits, *(one.network for one in smaller), reader):
         randomise(module, seed)
-    return backbone.with_exits(exits).with_smaller(smaller)
+    equipped = backbone.with_exits(exits).with_smaller(smaller)
+    return equipped.with_reader(reader) if len(maps) == 3 else equipped
 
 
 @pytest.fixture(scope="session")
