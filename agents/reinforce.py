@@ -151,7 +151,8 @@ class Reinforce(Learner):
             sampler = Sampler(setting.task, gate, prices, bound=options.bound, forced=forced, generator=generator)
             sampled = follow(setting.task, state, sampler)
             with torch.no_grad():
-                critic = follow(setting.task, state, Decider(setting.task, _Forced(policy, forced, setting.task.onward), prices))
+                watched = _Forced(policy, forced, setting.task.onward)
+                critic = follow(setting.task, state, Decider(setting.task, watched, prices))
             rewards = [
                 episode_reward(setting.reward, run, labels, prices, setting.task, policy.macs, state)
                 for run in (sampled, critic)

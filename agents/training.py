@@ -61,9 +61,9 @@ class TrainConfig(Subject):
     """Of compute, in units of accuracy. Two numbers are a range: drawn for each image and shown to the policy."""
     target_compute: float | None = None
     """Share of the full network's MACs to reach; the price then adapts itself, starting from `price`."""
-    reward: Literal[
-        "accuracy", "cross-entropy", "skipnet", "block-drop", "confidence-gain", "gain-over-random"
-    ] = "accuracy"
+    reward: Literal["accuracy", "cross-entropy", "skipnet", "block-drop", "confidence-gain", "gain-over-random"] = (
+        "accuracy"
+    )
     """What is paid; see `skipgym.envs.rewards`."""
     images: int = 100_000
     """Episodes to train for; one episode is one image."""

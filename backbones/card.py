@@ -91,7 +91,13 @@ def read_result(directory: Path, name: str, data: ImageData) -> Backbone:
 
 
 def write_part(
-    files: tuple[Path, Path], part: str, described: Any, state: Mapping[str, Tensor], trunk: str, card: Mapping[str, Any]
+    files: tuple[Path, Path],
+    part: str,
+    described: Any,
+    *,
+    state: Mapping[str, Tensor],
+    trunk: str,
+    card: Mapping[str, Any],
 ) -> None:
     """Write what a network carries beside its weights; the card comes last, so that where it lies all is there.
 

@@ -95,7 +95,8 @@ def train_exits(
     optimizer = torch.optim.AdamW(heads.parameters(), recipe.lr, weight_decay=1e-2)
     steps = recipe.epochs * (len(data.train) // recipe.batch_size)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-    bar = tqdm(varied_batches(data, recipe.epochs, recipe.batch_size, recipe.seed), "exits", steps, leave=False, disable=True if quiet else None)
+    batches = varied_batches(data, recipe.epochs, recipe.batch_size, recipe.seed)
+    bar = tqdm(batches, "exits", steps, leave=False, disable=True if quiet else None)
     for images, labels in bar:
         with torch.no_grad():
             features, last = features_at(trunk, trunk.prepare(images.to(device)), places)
@@ -162,7 +163,7 @@ def write_exits(weights: Path, backbone: Backbone, card: Mapping[str, Any]) -> N
     """Write a backbone's exits beside its weights; the card comes last, so that where it lies all is there."""
     told = {"macs": [one.macs for one in backbone.exits], **card}
     state, trunk = exit_tensors(backbone.exits), backbone.fingerprint()
-    write_part(exit_files(weights), "exits", describe_exits(backbone.exits), state, trunk, told)
+    write_part(exit_files(weights), "exits", describe_exits(backbone.exits), state=state, trunk=trunk, card=told)
 
 
 def exit_card(backbone: Backbone, data: ImageData, settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -80,11 +80,15 @@ def encode_macs(backbone: Backbone, side: int) -> int:
     """
     device = next(backbone.network.parameters()).device
     example = torch.zeros((1, backbone.input_shape[0], side, side), device=device)
+    was_training = backbone.training
+    backbone.eval()  # in training BatchNorm would learn from the example
     try:
         maps = len(backbone.blocks[-1].out_shape) == 3
         macs = count_macs(lambda x: encode(backbone, x), example)
     except (RuntimeError, AssertionError, ValueError) as error:  # torchvision asserts the size of a transformer
         raise ValueError(_unfit(backbone, side, str(error).rstrip("."))) from error
+    finally:
+        backbone.train(was_training)
     if not maps:
         raise ValueError(_unfit(backbone, side, f"rows of shape {backbone.blocks[-1].out_shape}"))
     return macs

@@ -52,7 +52,8 @@ class Reader(nn.Module):
         super().__init__()
         if memory not in get_args(MemoryKind):
             raise ValueError(f"memory: expected one of {', '.join(get_args(MemoryKind))}, got {memory!r}.")
-        for name, value in {"glance": glance, "patch": patch, "scales": scales, "zooms": zooms, "hidden": hidden}.items():
+        sizes = {"glance": glance, "patch": patch, "scales": scales, "zooms": zooms, "hidden": hidden}
+        for name, value in sizes.items():
             if not isinstance(value, int) or value < 1:
                 raise ValueError(f"{name}: expected a whole number of at least 1, got {value!r}. Change it.")
         self.width, self.num_classes, self.glance, self.patch = width, num_classes, glance, patch

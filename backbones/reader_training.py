@@ -175,7 +175,8 @@ def write_reader(weights: Path, backbone: Backbone, data: ImageData, recipe: Rea
     reader = backbone.reader
     assert reader is not None
     card = reader_card(backbone, data, recipe)
-    write_part(reader_files(weights), "reader", reader.config, reader_tensors(reader), backbone.fingerprint(), card)
+    state, trunk = reader_tensors(reader), backbone.fingerprint()
+    write_part(reader_files(weights), "reader", reader.config, state=state, trunk=trunk, card=card)
     return card
 
 

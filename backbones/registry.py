@@ -112,7 +112,8 @@ def load_backbone(name: str, weights: str | Path, *, thin: bool = False, **optio
     Args:
         name: As for `make_backbone`.
         weights: A `.safetensors` file or a checkpoint (`.pt`, `.pth`, `.th`). Next to weights that `skipgym pretrain`
-            wrote lies a `.json` with the normalisation they were trained with, which is used; likewise their exits and their reader.
+            wrote lies a `.json` with the normalisation they were trained with, which is used; likewise
+            their exits and their reader.
         thin: Take the weights of a deeper ResNet too, without some of its blocks: something to train on from.
         options: As for `make_backbone`.
 

@@ -26,8 +26,8 @@ class Gains:
     def __init__(self, task: Task, reward: Reward, count: int):
         if reward.gain_over and not task.has_exits:
             raise ValueError(
-                f"reward {reward.config()['name']}: expected a task with exits, which could answer before each decision, "
-                f"got {task.name}. Choose another reward: accuracy, cross-entropy."
+                f"reward {reward.config()['name']}: expected a task with exits, which could answer before each "
+                f"decision, got {task.name}. Choose another reward: accuracy, cross-entropy."
             )
         self.task, self.over, self.count = task, reward.gain_over, count
         self.generator = torch.Generator().manual_seed(0)
@@ -52,9 +52,9 @@ class Gains:
     def confidence(self, states: Sequence[State], labels: Tensor) -> Tensor:
         """Return the probability of the right class, as rows have answered or would now; 0 in other slots."""
         found = torch.zeros(self.count, device=labels.device)
-        for state in (part for state in states for part in state.split_done()):
-            if len(state):
-                found[state.rows] = right_probability(answer_of(self.task, state), labels[state.rows])
+        for part in (part for state in states for part in state.split_done()):
+            if len(part):
+                found[part.rows] = right_probability(answer_of(self.task, part), labels[part.rows])
         return found
 
 

@@ -38,9 +38,7 @@ class Shared(Hard):
         view: Tells apart several choices about one piece.
     """
 
-    def __init__(
-        self, options: Path, count: int, memo: Memo, first: int, device: torch.device, *, view: str = ""
-    ):
+    def __init__(self, options: Path, count: int, memo: Memo, first: int, device: torch.device, *, view: str = ""):
         actions = torch.tensor(options, device=device).expand(count, -1)
         super().__init__(actions.squeeze(1) if len(options) == 1 else actions)
         self.options, self.count, self.memo, self.first, self.device = options, count, memo, first, device

@@ -19,7 +19,7 @@ from .exit_task import SIGNS, signs
 from .outcomes import looking_paths
 from .pooling import pool
 from .state import State
-from .task import Task, register_task
+from .task import Box, Task, register_task
 
 MOST_PATHS = 4096
 """Up to so many ways through are all listed."""
@@ -107,8 +107,8 @@ class PatchCrop(Task):
         self.look_macs = reader.scales * looked + reader.crop_macs
         if self.least_macs >= self.backbone.full_macs:
             raise ValueError(
-                f"glance: expected one that costs less than {backbone.name} on the whole image, {self.full_macs:,} MACs, "
-                f"got {self.least_macs:,} at {reader.glance} pixels. Choose a smaller one, or take larger images."
+                f"glance: expected one that costs less than {backbone.name} on the whole image, {self.full_macs:,} "
+                f"MACs, got {self.least_macs:,} at {reader.glance} pixels. Choose a smaller one, or take larger images."
             )
         classes, maps = self.backbone.num_classes, self.backbone.blocks[-1].out_shape[0] * cells**2
         self.row_sizes = [prod(self.backbone.input_shape), reader.memory_size, classes]
@@ -154,6 +154,14 @@ class PatchCrop(Task):
     @property
     def pieces(self) -> list[str]:
         return [f"look {index}" for index in range(1, self.horizon + 1)]
+
+    def region(self, piece: int, option: int) -> Box | None:
+        """Return the square of a look, the widest of its scales."""
+        if option == 0:
+            return None
+        place = self.places[option - 1]
+        side = float(self.reader.patch * place.zoom * 2 ** (self.reader.scales - 1))
+        return place.row - side / 2, place.column - side / 2, side, side
 
     def begin(self, inputs: Tensor) -> State:
         """Glance at the image, and answer from that."""
@@ -249,15 +257,15 @@ def _reader_of(backbone: Backbone, asked: Mapping[str, Any]) -> Reader:
     reader = backbone.reader
     if reader is None:
         raise ValueError(
-            f"patch-crop: expected a backbone with a reader, got {backbone.name} with none. Train one: skipgym pretrain "
-            f"--backbone {backbone.name} --init WEIGHTS --data … --glance … --patch … --out DIR, then --weights "
-            "DIR/backbone.safetensors; in Python backbone.with_reader(…)."
+            f"patch-crop: expected a backbone with a reader, got {backbone.name} with none. Train one: skipgym "
+            f"pretrain --backbone {backbone.name} --init WEIGHTS --data … --glance … --patch … --out DIR, then "
+            "--weights DIR/backbone.safetensors; in Python backbone.with_reader(…)."
         )
     for name, value in asked.items():
         if value is not None and value != getattr(reader, name):
             raise ValueError(
-                f"{name}: expected {getattr(reader, name)}, as the reader of {backbone.name} was trained, got {value!r}. "
-                "Leave it out, or train another reader."
+                f"{name}: expected {getattr(reader, name)}, as the reader of {backbone.name} was trained, got "
+                f"{value!r}. Leave it out, or train another reader."
             )
     return reader
 

@@ -10,7 +10,6 @@ from torch.nn import functional as F
 
 from ..names import unknown
 
-
 GainOver = Literal["", "before", "random"]
 
 
@@ -64,8 +63,8 @@ class Reward(ABC):
     """A reward in two places: after each decision, and when the answer is known.
 
     Attributes:
-        gain_over: What a gain in probability is reckoned from, for rewards that pay for it on tasks with exits: `before`,
-            the answer there was before the decision; `random`, that after a random other option.
+        gain_over: What a gain in probability is reckoned from, for rewards that pay for it on tasks with exits:
+            `before`, the answer there was before the decision; `random`, that after a random other option.
     """
 
     gain_over: ClassVar[GainOver] = ""
@@ -143,7 +142,7 @@ class BlockDrop(Reward):
 
 @dataclass(frozen=True, kw_only=True)
 class ConfidenceGain(Reward):
-    """p_t(y) - p_(t-1)(y), the gain in probability of the right class, minus price x compute (Glance and Focus, eq. 6).
+    """p_t(y) - p_(t-1)(y), the gain in probability of the right class, minus price x compute (Glance and Focus, 2020).
 
     In a whole episode the gains add up to the probability at the end, less that at the beginning.
     """
@@ -160,7 +159,7 @@ class ConfidenceGain(Reward):
 
 @dataclass(frozen=True, kw_only=True)
 class GainOverRandom(ConfidenceGain):
-    """p(y) after the decision minus p(y) after a random one instead, minus price x compute (AdaFocus, Wang et al. 2021).
+    """p(y) after the decision minus p(y) after a random one instead, minus price x compute (AdaFocus, 2021).
 
     What the image gives by itself falls out, and with it variance. Each decision runs twice in training. It pays for
     looking in the right place, not for looking at all: with a price it is best soon to stop. Take price 0, and

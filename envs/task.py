@@ -15,6 +15,9 @@ from ..registry import Registry, first_line
 from .choice import Choice
 from .state import State
 
+Box = tuple[float, float, float, float]
+"""Top, left, height and width of a piece of an image, in pixels."""
+
 
 class Task(nn.Module, ABC):
     """A decision task over a frozen backbone, for a batch of inputs.
@@ -108,6 +111,13 @@ class Task(nn.Module, ABC):
         Who only decides when to stop goes this way.
         """
         return tuple(count - 1 for _ in range(self.horizon) for count in self.decisions)
+
+    def region(self, piece: int, option: int) -> Box | None:
+        """Return what an option looks at, in pixels: top, left, height, width; None where it is no part of an image.
+
+        It may reach beyond the image. For pictures.
+        """
+        return None
 
     @property
     def action_space(self) -> spaces.Discrete | spaces.MultiDiscrete:
