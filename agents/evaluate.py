@@ -87,7 +87,7 @@ def measure_full(task: Task, part: Part, *, batch_size: int = 512) -> Measured:
 def _untouched(task: Task, part: Part, batch_size: int) -> Measured:
     """Run the untouched network over images; nothing is decided."""
     answers = torch.cat(
-        [task.backbone(task.prepare(images)).argmax(1).cpu() for images, _, _ in part.batches(batch_size)]
+        [task.untouched(images).argmax(1).cpu() for images, _, _ in part.batches(batch_size)]
     )
     correct = answers == part.labels
     return Measured(

@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 
 from ..data import ImageData, Part
-from ..envs.build import AugmentLevel, check_fit, choose_augment, find_backbone, find_data, find_task
+from ..envs.build import AugmentLevel, check_fit, check_kind, choose_augment, find_backbone, find_data, find_task
 from ..envs.engine import Price
 from ..envs.rewards import Reward, make_reward
 from ..envs.table import tabulate
@@ -124,6 +124,7 @@ def prepare(subject: Subject, *, quiet: bool = False) -> tuple[Task, ImageData]:
         ValueError: If they do not fit each other.
     """
     data = find_data(subject.data, subject.weights)
+    check_kind(task_class(subject.task), data)
     backbone = find_backbone(subject.backbone, data, subject.weights)
     task = find_task(subject.task, backbone, data, **subject.task_options)
     check_fit(task, data)

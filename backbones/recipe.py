@@ -19,7 +19,10 @@ from .reader_training import ReaderRecipe
 
 WARM_UP = 0.3  # share of a one-cycle schedule in which the learning rate rises
 START = 1 / 25  # of the highest learning rate, where a one-cycle schedule begins
-READER_FIELDS = ("patch", "glance", "scales", "zooms", "reader_memory", "reader_looks", "reader_epochs")
+READER_FIELDS = (
+    *("patch", "glance", "scales", "zooms", "moments", "preview"),
+    *("reader_memory", "reader_looks", "reader_epochs"),
+)
 REVISION = 1  # of the training code; raise it when the same recipe gives other weights
 
 
@@ -144,10 +147,15 @@ class PretrainConfig(Recipe):
     """Concentric squares of a crop, each twice as wide as the one before, as RAM's retina."""
     zooms: int = 1
     """Widths of crops that can be chosen: patch, twice that, …, at the same number of pixels."""
+    moments: int = 0
+    """Above 0: train a reader for frame-select on the frozen network when it is finished, which answers from a preview
+    and from frames of a clip, at so many moments to choose among. The network is trained on single frames."""
+    preview: int = 4
+    """Side of each of these frames scaled down for the preview, in pixels."""
     reader_memory: MemoryKind = "gru"
     """gru: a recurrent cell remembers what was seen; mean: an average."""
     reader_looks: int = 3
-    """Crops of each image in training the reader."""
+    """Crops of each image in training the reader; of clips every moment is read."""
     reader_epochs: int = 10
     """Passes over the train part in which the reader is trained."""
     image_size: int | None = None
@@ -163,13 +171,20 @@ class PretrainConfig(Recipe):
         _check("exits", self.exits, rising, "rising numbers of blocks, from 1 on")
         self.exit_recipe()
         _check("patch", self.patch, self.patch >= 0, "at least 0")
-        if self.patch:
+        _check("moments", self.moments, self.moments >= 0, "at least 0")
+        _check("moments", self.moments, not (self.patch and self.moments), "0 beside --patch")
+        if self.has_reader:
             self.reader_recipe()
 
     @property
     def heads_only(self) -> bool:
         """Whether the network stays as it is, and only exits or a reader are trained."""
-        return bool(self.exits or self.patch) and self.init is not None
+        return bool(self.exits or self.has_reader) and self.init is not None
+
+    @property
+    def has_reader(self) -> bool:
+        """Whether a reader is trained."""
+        return bool(self.patch or self.moments)
 
     def exit_recipe(self) -> ExitRecipe:
         """Return how the exits are trained."""
@@ -185,11 +200,9 @@ class PretrainConfig(Recipe):
 
     def reader_recipe(self) -> ReaderRecipe:
         """Return how the reader is trained."""
+        sizes = {"glance": self.glance or self.patch, "patch": self.patch, "scales": self.scales, "zooms": self.zooms}
         return ReaderRecipe(
-            glance=self.glance or self.patch,
-            patch=self.patch,
-            scales=self.scales,
-            zooms=self.zooms,
+            **({"moments": self.moments, "preview": self.preview} if self.moments else sizes),
             memory=self.reader_memory,
             looks=self.reader_looks,
             epochs=self.reader_epochs,
@@ -201,7 +214,7 @@ class PretrainConfig(Recipe):
         """Return the fields as JSON can hold them; those of exits and of a reader where there are any."""
         content = json.loads(json.dumps(asdict(self), default=str))
         left_out = [key for key in content if key.startswith("exit") and not self.exits]
-        left_out += [key for key in content if key in READER_FIELDS and not self.patch]
+        left_out += [key for key in content if key in READER_FIELDS and not self.has_reader]
         return {key: value for key, value in content.items() if key not in left_out}
 
     def command(self) -> str:

@@ -13,6 +13,7 @@ TASKS = {
     "early-exit": "EarlyExit",
     "cascade": "Cascade",
     "patch-crop": "PatchCrop",
+    "frame-select": "FrameSelect",
 }
 """Our tasks: name on the command line, name in the id. The module is named as the command."""
 

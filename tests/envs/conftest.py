@@ -10,10 +10,12 @@ from skipgym.backbones import Backbone
 from skipgym.data import Augment, ImageData
 from skipgym.envs import Choice, Engine, Hard, State, Task, make_reward, make_task
 from skipgym.envs.rollout import advance
+from skipgym.envs.task import task_class
 from skipgym.ids import TASKS
 
+LOOKING = ("patch-crop", "frame-select")  # their readers want feature maps
 # (task, backbone) that every contract is tested on: each of ours, on feature maps and on tokens
-CASES = [*((name, "resnet8-w4") for name in TASKS), *((name, "vit_tiny") for name in TASKS if name != "patch-crop")]
+CASES = [*((name, "resnet8-w4") for name in TASKS), *((name, "vit_tiny") for name in TASKS if name not in LOOKING)]
 SKIPPING = [case for case in CASES if case[0] in ("layer-skip", "block-drop")]  # what they execute has a hand formula
 EXIT_MACS = 7
 
@@ -111,8 +113,9 @@ def make_world(random_backbone) -> Callable[[str, str], World]:
 
     def make(name: str, backbone: str) -> World:
         if (name, backbone) not in worlds:
-            task = make_task(name, random_backbone(backbone))
-            images = torch.rand((7, *task.backbone.input_shape), generator=torch.Generator().manual_seed(0))
+            kind = "frames" if task_class(name).takes_clips else "crops"
+            task = make_task(name, random_backbone(backbone, reader=kind))
+            images = torch.rand((7, *task.blank().shape[1:]), generator=torch.Generator().manual_seed(0))
             worlds[name, backbone] = World(task, task.prepare(images))
         return worlds[name, backbone]
 
