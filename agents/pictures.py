@@ -66,7 +66,7 @@ def story(controller: Controller, image: Tensor, *, price: float | None = None) 
     task = controller.task
     check_drawable(task)
     images = image.unsqueeze(0)
-    task.backbone.check_images(images)
+    task.check_images(images)
     told = _Told(task, controller.policy, torch.full((1,), controller.price if price is None else price))
     told.answers = []
     run = rollout(task, task.prepare(images), told)
@@ -97,7 +97,7 @@ def draw_story(controller: Controller, image: Tensor, *, price: float | None = N
     figure = Figure(figsize=(8, 3.6), layout="constrained")
     FigureCanvasAgg(figure)
     left, right = figure.subplots(1, 2)
-    _draw_boxes(left, image, told.boxes)
+    _draw_boxes(left, controller.task.pictures(image.unsqueeze(0))[0], told.boxes)
     _draw_growth(right, told, names[told.answer])
     figure.suptitle(f"{names[told.answer]}, {told.compute:.1%} of the full network's MACs")
     return figure

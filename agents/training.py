@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 
 from ..data import ImageData, Part
-from ..envs.build import AugmentLevel, check_fit, choose_augment, find_backbone, find_data, find_task
+from ..envs.build import AugmentLevel, check_fit, check_kind, choose_augment, find_backbone, find_data, find_task
 from ..envs.engine import Price
 from ..envs.rewards import Reward, make_reward
 from ..envs.table import tabulate
@@ -130,6 +130,7 @@ def prepare(subject: Subject, *, quiet: bool = False) -> tuple[Task, ImageData]:
     """
     data = find_data(subject.data, subject.weights)
     kind = task_class(subject.task)
+    check_kind(kind, data)
     name, recipe = kind.architecture(subject.backbone), kind.recipe(data, **subject.task_options)
     backbone = find_backbone(name, data, subject.weights, classes=subject.class_indices, recipe=recipe)
     task = find_task(subject.task, backbone, data, **subject.task_options)

@@ -37,6 +37,7 @@ EMBEDDED = {
     "noisy-digits": Recipe(epochs=10, batch_size=64, stochastic_depth=0.25),
     "cluttered-digits": Recipe(epochs=4, batch_size=64, stochastic_depth=0.5, depth_schedule="inner", spare_hard=3),
     "cluttered-canvas": Recipe(epochs=4, batch_size=64),
+    "digit-clips": Recipe(epochs=3),
 }
 """Data that comes with skipgym, and how its backbones are trained on first use, in about a minute.
 
@@ -49,8 +50,8 @@ EXIT_EPOCHS = {"digits": 40, "noisy-digits": 8, "cluttered-digits": 3, "cluttere
 
 WIDTH_EPOCHS = {"digits": 10, "noisy-digits": 3, "cluttered-digits": 2}
 """Passes in which slimmable backbones of the embedded data are trained on first use."""
-READER_EPOCHS = {"digits": 30, "noisy-digits": 4, "cluttered-digits": 2, "cluttered-canvas": 3}
-"""Likewise, readers of glances and crops."""
+READER_EPOCHS = {"digits": 30, "noisy-digits": 4, "cluttered-digits": 2, "cluttered-canvas": 3, "digit-clips": 4}
+"""Likewise, readers of crops or frames."""
 
 CONFIG, CHECKPOINT = "pretrain.json", "checkpoint.pt"
 _ROOM = "Set SKIPGYM_CACHE to a directory with room and write permission."
@@ -94,9 +95,10 @@ def pretrain(config: PretrainConfig, *, data: ImageData | None = None, quiet: bo
             f"exit_weights: expected none for {config.backbone} without exits, got {config.exit_weights}. "
             "Say where they are to be with --exits."
         )
-    if config.patch:
-        config.reader_recipe().build(backbone)  # what does not fit is told before training
-    trainer = Trainer(backbone, images, config, device=device)
+    if config.has_reader:
+        config.reader_recipe().check_data(images)  # what does not fit is told before training
+        config.reader_recipe().build(backbone)
+    trainer = Trainer(backbone, images.frames(), config, device=device)
     config.out.mkdir(parents=True, exist_ok=True)
     write_whole(config.out / CONFIG, lambda path: path.write_text(json.dumps(settings, indent=2) + "\n"))
     if not config.heads_only:
@@ -142,8 +144,8 @@ def _with_parts(
     config: PretrainConfig, backbone: Backbone, data: ImageData, device: torch.device, quiet: bool
 ) -> Backbone:
     """Return a finished backbone with all that was asked for beside it."""
-    backbone = _with_exits(config, backbone, data, device, quiet)
-    if not config.patch:
+    backbone = _with_exits(config, backbone, data.frames(), device, quiet)
+    if not config.has_reader:
         return backbone
     weights = config.out / WEIGHTS
     if reader_files(weights)[1].is_file():
@@ -151,7 +153,7 @@ def _with_parts(
     recipe = config.reader_recipe()
     backbone = train_reader(backbone, data, recipe, device=device, quiet=quiet)
     shares = write_reader(weights, backbone, data, recipe)["accuracy"]["test"]["after each"]
-    _say(quiet, f"reader: test accuracy {', '.join(f'{share:.2%}' for share in shares)} with 0, 1, … random crops")
+    _say(quiet, f"reader: test accuracy {', '.join(f'{share:.2%}' for share in shares)} with 0, 1, … random looks")
     return backbone
 
 
@@ -232,7 +234,8 @@ def pretrained_reader(backbone: Backbone, data: ImageData, **shape: Any) -> Back
     Args:
         backbone: Any, trained.
         data: Embedded, with the policy's part held out.
-        shape: Fields of `ReaderRecipe`: `glance` and `patch`, and others where they are not the defaults.
+        shape: Fields of `ReaderRecipe`: `glance` and `patch`, or `moments` and `preview`, and others where they are not
+            the defaults.
 
     Raises:
         ValueError: If the sizes do not fit, or the data is not embedded.
@@ -240,11 +243,13 @@ def pretrained_reader(backbone: Backbone, data: ImageData, **shape: Any) -> Back
     if data.name not in READER_EPOCHS:
         raise ValueError(
             f"reader of {backbone.name}: expected one beside its weights, got none. Train it on {data.name}: skipgym "
-            f"pretrain --backbone {backbone.name} --init WEIGHTS --data {data.name} --glance … --patch … --out DIR, "
-            f"then --weights DIR/{WEIGHTS}. (Trained on first use without: {', '.join(sorted(READER_EPOCHS))}.)"
+            f"pretrain --backbone {backbone.name} --init WEIGHTS --data {data.name} "
+            f"{'--moments … --preview …' if data.is_clips else '--glance … --patch …'} --out DIR, then --weights "
+            f"DIR/{WEIGHTS}. (Trained on first use without: {', '.join(sorted(READER_EPOCHS))}.)"
         )
     check_held_out(data)
     recipe = ReaderRecipe(**shape, epochs=READER_EPOCHS[data.name])
+    recipe.check_data(data)
     recipe.build(backbone)  # what does not fit is told first
     name = f"{backbone.fingerprint()}-{data.fingerprint}-{recipe.digest()}.safetensors"
     weights = cache_dir() / "readers" / name
@@ -404,7 +409,7 @@ def _intact(directory: Path, name: str, data: ImageData) -> Backbone | None:
 
 
 def _train_embedded(name: str, data: ImageData, recipe: Recipe, directory: Path) -> Backbone:
-    trainer = Trainer(_random(name, data, recipe.seed), data, recipe)
+    trainer = Trainer(_random(name, data, recipe.seed), data.frames(), recipe)
     with _one_thread():
         for _ in tqdm(range(recipe.epochs), f"training {name} on {data.name}, once", leave=False, disable=None):
             trainer.run_epoch()

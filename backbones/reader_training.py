@@ -1,8 +1,8 @@
-"""Train a reader on a frozen network, with crops in random places, as the first stage of Glance and Focus."""
+"""Train a reader on a frozen network, with random crops or frames, as the first stage of Glance and Focus."""
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,8 @@ from .backbone import Backbone
 from .card import write_part
 from .exit_training import check_enough, varied_batches
 from .glimpses import crop, encode, encode_macs, glance, place_code
-from .reader import MemoryKind, Reader, reader_files, reader_tensors
+from .moments import frame_macs, prepare_frames, preview, time_code
+from .reader import SHAPES, MemoryKind, Reader, reader_files, reader_tensors
 
 REVISION = 1  # of the training code; raise it when the same recipe gives other weights
 
@@ -30,18 +31,23 @@ class ReaderRecipe:
         ValueError: If a value is out of range.
     """
 
-    glance: int
+    glance: int = 0
     """Side of the image scaled down, in pixels."""
-    patch: int
+    patch: int = 0
     """Side of a crop, in pixels."""
     scales: int = 1
     """Concentric squares of a crop, each twice as wide as the one before, at the same number of pixels."""
     zooms: int = 1
     """Widths of crops to choose among: patch, twice that, …, at the same number of pixels."""
+    moments: int = 0
+    """Above 0 it reads clips: so many frames to choose among, evenly spread, instead of crops."""
+    preview: int = 0
+    """Side of each of those frames scaled down, in pixels."""
     memory: MemoryKind = "gru"
     """gru: a recurrent cell; mean: an average, whatever the order."""
     looks: int = 3
-    """Crops of each image in training; it answers, and is corrected, after each."""
+    """Crops of each image in training; it answers, and is corrected, after each. Of clips every moment is read, in a
+    random order, so that it has seen random subsets of every size."""
     epochs: int = 10
     """Passes over the train part of the data."""
     batch_size: int = 64
@@ -53,11 +59,30 @@ class ReaderRecipe:
 
     def __post_init__(self) -> None:
         """Check the ranges."""
-        for name in ("glance", "patch", "scales", "zooms", "looks", "epochs"):
+        for name in (*SHAPES[self.kind], "looks", "epochs"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)!r}. Change it.")
         if self.batch_size < 2 or not 0 < self.lr < float("inf"):
             raise ValueError(f"reader: expected batch_size >= 2 and lr > 0, got {self.batch_size} and {self.lr}.")
+
+    @property
+    def kind(self) -> str:
+        """What is read: `crops` or `frames`."""
+        return "frames" if self.moments or self.preview else "crops"
+
+    @property
+    def most_looks(self) -> int:
+        """How often each input is looked at in training."""
+        return self.moments or self.looks
+
+    def check_data(self, data: ImageData) -> None:
+        """Raise a ValueError unless these are clips for a reader of frames, or images for one of crops."""
+        if data.is_clips != (self.kind == "frames"):
+            expected, got = ("clips", "single images") if self.kind == "frames" else ("single images", "clips")
+            raise ValueError(
+                f"data {data.name}: expected {expected} for a reader of {self.kind}, got {got}. Take other data, or "
+                "another reader: crops of images (patch), frames of clips (moments)."
+            )
 
     def digest(self) -> str:
         """Return 16 hexadecimal digits that change with the recipe and with the training code's revision."""
@@ -69,8 +94,11 @@ class ReaderRecipe:
         Raises:
             ValueError: If the network does not take glances or crops, or these are larger than its images.
         """
-        check_sides(backbone, self.glance, self.patch, self.zooms)
-        shape = {key: getattr(self, key) for key in ("glance", "patch", "scales", "zooms", "memory")}
+        if self.kind == "crops":
+            check_sides(backbone, self.glance, self.patch, self.zooms)
+        else:
+            frame_macs(backbone)
+        shape = {key: getattr(self, key) for key in (*SHAPES[self.kind], "memory")}
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
             return Reader(backbone.blocks[-1].out_shape[0], backbone.num_classes, **shape)
@@ -104,6 +132,7 @@ def train_reader(
     Raises:
         ValueError: If sizes do not fit the network, or there are too few images.
     """
+    recipe.check_data(data)
     reader = recipe.build(backbone)
     check_enough(data, recipe.batch_size)
     trunk = backbone.frozen().to(device)
@@ -114,7 +143,7 @@ def train_reader(
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     batches = varied_batches(data, recipe.epochs, recipe.batch_size, recipe.seed)
     for images, labels in tqdm(batches, "reader", steps, leave=False, disable=True if quiet else None):
-        answers = read_at_random(trunk, reader, trunk.prepare(images.to(device)), recipe.looks, generator)
+        answers = read_at_random(trunk, reader, images.to(device), recipe.most_looks, generator)
         loss = torch.stack([F.cross_entropy(answer, labels.to(device)) for answer in answers]).mean()
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -124,21 +153,52 @@ def train_reader(
 
 
 def read_at_random(
-    trunk: Backbone, reader: Reader, inputs: Tensor, looks: int, generator: torch.Generator
+    trunk: Backbone, reader: Reader, images: Tensor, looks: int, generator: torch.Generator
 ) -> list[Tensor]:
-    """Return the answers after the glance, and after each crop in a place drawn evenly. Each (N, classes)."""
-    with torch.no_grad():
-        seen = pooled(trunk, glance(inputs, reader.glance))
-    memory = reader.begin(seen)
+    """Return the answers after the glance or preview, and after each crop or frame drawn evenly. Each (N, classes).
+
+    Args:
+        trunk: Frozen.
+        reader: Of crops or of frames.
+        images: Images, or clips, not yet prepared.
+        looks: How many crops or frames.
+        generator: Of what is looked at.
+    """
+    views = (_random_frames if reader.kind == "frames" else _random_crops)(trunk, reader, images, looks, generator)
+    memory = reader.begin(next(views)[0])
     answers = [reader.answer(memory)]
+    for features, code in views:
+        memory = reader.read(memory, features, code)
+        answers.append(reader.answer(memory))
+    return answers
+
+
+@torch.no_grad()
+def _random_crops(
+    trunk: Backbone, reader: Reader, images: Tensor, looks: int, generator: torch.Generator
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield the features of the glance and of random crops, each with where it was."""
+    inputs = trunk.prepare(images)
+    yield pooled(trunk, glance(inputs, reader.glance)), inputs.new_zeros(0)
     for _ in range(looks):
         zoom = 2 ** int(torch.randint(reader.zooms, (), generator=generator))
         centres = random_centres(len(inputs), inputs.shape[2:], reader.patch * zoom, generator).to(inputs.device)
-        with torch.no_grad():
-            seen = crop_features(trunk, crop(inputs, centres, reader.patch, zoom=zoom, scales=reader.scales))
-        memory = reader.read(memory, seen, place_code(centres, zoom, inputs.shape[2:]))
-        answers.append(reader.answer(memory))
-    return answers
+        seen = crop_features(trunk, crop(inputs, centres, reader.patch, zoom=zoom, scales=reader.scales))
+        yield seen, place_code(centres, zoom, inputs.shape[2:])
+
+
+@torch.no_grad()
+def _random_frames(
+    trunk: Backbone, reader: Reader, clips: Tensor, looks: int, generator: torch.Generator
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield the preview, and the features of frames in a random order, none twice, each with when it was."""
+    frames = prepare_frames(trunk, clips, reader.moments)
+    yield preview(frames, reader.preview), frames.new_zeros(0)
+    features = pooled(trunk, frames.flatten(0, 1)).unflatten(0, frames.shape[:2])
+    order = torch.rand(frames.shape[:2], generator=generator).argsort(1).to(frames.device)
+    rows = torch.arange(len(frames), device=frames.device)
+    for moment in order[:, :looks].unbind(1):
+        yield features[rows, moment], time_code(moment, reader.moments)
 
 
 def random_centres(count: int, size: torch.Size, extent: int, generator: torch.Generator) -> Tensor:
@@ -159,13 +219,13 @@ def crop_features(trunk: Backbone, crops: Tensor) -> Tensor:
 
 @torch.no_grad()
 def reader_accuracy(backbone: Backbone, part: Part, looks: int) -> list[float]:
-    """Return the share of right answers after the glance, and after each of so many crops in random places."""
+    """Return the share of right answers after the glance or preview, and after each of so many random looks."""
     trunk, generator = backbone.frozen(), torch.Generator().manual_seed(0)
     assert trunk.reader is not None
     right = torch.zeros(looks + 1)
     device = next(trunk.network.parameters()).device
     for images, labels, _ in part.batches(256):
-        answers = read_at_random(trunk, trunk.reader, trunk.prepare(images.to(device)), looks, generator)
+        answers = read_at_random(trunk, trunk.reader, images.to(device), looks, generator)
         right += torch.stack([(answer.argmax(1).cpu() == labels).sum() for answer in answers])
     return (right / len(part)).tolist()
 
@@ -181,13 +241,13 @@ def write_reader(weights: Path, backbone: Backbone, data: ImageData, recipe: Rea
 
 
 def reader_card(backbone: Backbone, data: ImageData, recipe: ReaderRecipe) -> dict[str, Any]:
-    """Return what is told of a reader: how it was trained and how often it is right with random crops."""
+    """Return what is told of a reader: how it was trained and how often it is right with random looks."""
     parts: Mapping[str, Part] = {"val": data.val, "test": data.test}
     return {
         "data": {"name": data.name, "fingerprint": data.fingerprint, "train": len(data.train)},
         "training": asdict(recipe),
         "accuracy": {
-            name: {"after each": reader_accuracy(backbone, part, recipe.looks), "n": len(part)}
+            name: {"after each": reader_accuracy(backbone, part, recipe.most_looks), "n": len(part)}
             for name, part in parts.items()
         },
     }

@@ -22,7 +22,10 @@ from .width_training import WidthTraining
 WARM_UP = 0.3  # share of a one-cycle schedule in which the learning rate rises
 SETTLE = 0.8  # share of a training at several scales after which BatchNorm keeps its statistics
 START = 1 / 25  # of the highest learning rate, where a one-cycle schedule begins
-READER_FIELDS = ("patch", "glance", "retina", "zooms", "reader_memory", "reader_looks", "reader_epochs")
+READER_FIELDS = (
+    *("patch", "glance", "retina", "zooms", "moments", "preview"),
+    *("reader_memory", "reader_looks", "reader_epochs"),
+)
 REVISION = 1  # of the training code; raise it when the same recipe gives other weights
 _NEWER = ("exit_weights", "scales", "width_training")  # recipes without them keep their digits, and so their results
 _OF_TRAINED_EXITS = ("exits", "exit_head", "exit_alpha", "exit_epochs")
@@ -172,10 +175,15 @@ class PretrainConfig(Recipe):
     """Concentric squares of a crop, each twice as wide as the one before, as RAM's retina."""
     zooms: int = 1
     """Widths of crops that can be chosen: patch, twice that, …, at the same number of pixels."""
+    moments: int = 0
+    """Above 0: train a reader for frame-select on the frozen network when it is finished, which answers from a preview
+    and from frames of a clip, at so many moments to choose among. The network is trained on single frames."""
+    preview: int = 4
+    """Side of each of these frames scaled down for the preview, in pixels."""
     reader_memory: MemoryKind = "gru"
     """gru: a recurrent cell remembers what was seen; mean: an average."""
     reader_looks: int = 3
-    """Crops of each image in training the reader."""
+    """Crops of each image in training the reader; of clips every moment is read."""
     reader_epochs: int = 10
     """Passes over the train part in which the reader is trained."""
     image_size: int | None = None
@@ -191,13 +199,20 @@ class PretrainConfig(Recipe):
         _check("exits", self.exits, rising, "rising numbers of blocks, from 1 on")
         self.exit_recipe()
         _check("patch", self.patch, self.patch >= 0, "at least 0")
-        if self.patch:
+        _check("moments", self.moments, self.moments >= 0, "at least 0")
+        _check("moments", self.moments, not (self.patch and self.moments), "0 beside --patch")
+        if self.has_reader:
             self.reader_recipe()
 
     @property
     def heads_only(self) -> bool:
         """Whether the network stays as it is, and only exits or a reader are trained."""
-        return bool(self.exits or self.patch) and self.init is not None
+        return bool(self.exits or self.has_reader) and self.init is not None
+
+    @property
+    def has_reader(self) -> bool:
+        """Whether a reader is trained."""
+        return bool(self.patch or self.moments)
 
     def exit_recipe(self) -> ExitRecipe:
         """Return how the exits are trained."""
@@ -213,11 +228,9 @@ class PretrainConfig(Recipe):
 
     def reader_recipe(self) -> ReaderRecipe:
         """Return how the reader is trained."""
+        sizes = {"glance": self.glance or self.patch, "patch": self.patch, "scales": self.retina, "zooms": self.zooms}
         return ReaderRecipe(
-            glance=self.glance or self.patch,
-            patch=self.patch,
-            scales=self.retina,
-            zooms=self.zooms,
+            **({"moments": self.moments, "preview": self.preview} if self.moments else sizes),
             memory=self.reader_memory,
             looks=self.reader_looks,
             epochs=self.reader_epochs,
@@ -230,7 +243,7 @@ class PretrainConfig(Recipe):
         content = json.loads(json.dumps(asdict(self), default=str))
         absent = {name for name in _NEWER if not content[name]}
         absent = absent - {"exit_weights"} if self.exits else absent | {*_OF_TRAINED_EXITS}
-        absent |= set() if self.patch else {*READER_FIELDS}
+        absent |= set() if self.has_reader else {*READER_FIELDS}
         return {key: value for key, value in content.items() if key not in absent}
 
     def command(self) -> str:

@@ -11,8 +11,10 @@ from .choice import Choice, Hard, Masked, Soft, one_hot
 from .early_exit import EarlyExit
 from .engine import Engine, Transition
 from .exit_task import ExitTask
+from .frame_select import FrameSelect
 from .gym_env import SkipEnv
 from .layer_skip import LayerSkip
+from .look_task import LookTask
 from .observation import Layout
 from .patch_crop import PatchCrop
 from .resolution import Resolution
@@ -31,9 +33,11 @@ __all__ = [
     "EarlyExit",
     "Engine",
     "ExitTask",
+    "FrameSelect",
     "Hard",
     "LayerSkip",
     "Layout",
+    "LookTask",
     "Masked",
     "Outcome",
     "PatchCrop",

@@ -20,7 +20,7 @@ def build_engine(
     task: str | Task,
     *,
     backbone: str | Backbone = "resnet20",
-    data: str | ImageData = "digits",
+    data: str | ImageData | None = None,
     weights: str | Path | None = None,
     class_indices: Sequence[int] = (),
     reward: str | Reward = "accuracy",
@@ -36,7 +36,7 @@ def build_engine(
     Args:
         task: A registered name, or a task of your own.
         backbone: A registered name, or a backbone.
-        data: What `skipgym.load_data` takes, or a data set.
+        data: What `skipgym.load_data` takes, or a data set; by default the embedded data that the task names.
         weights: Checkpoint of the backbone. Without one the embedded data's backbone is trained on first use.
         class_indices: Which of the weights' outputs the data's classes are, where they know more.
         reward: A registered name, or a reward.
@@ -51,9 +51,10 @@ def build_engine(
         ValueError: If a name is unknown, or the parts do not fit each other.
     """
     reward, options = make_reward(reward), task_options or {}
-    if isinstance(task, str):
-        task_class(task)  # an unknown name is told before data and weights are read
+    kind = task_class(task) if isinstance(task, str) else task  # an unknown name is told before data and weights are read
+    data = kind.default_data if data is None else data
     images = find_data(data, weights) if isinstance(data, str) else data
+    check_kind(kind, images)
     if isinstance(task, str):
         if isinstance(backbone, str):
             name, recipe = task_class(task).architecture(backbone), task_class(task).recipe(images, **options)
@@ -112,8 +113,19 @@ def find_task(name: str, backbone: Backbone, data: ImageData, **options: Any) ->
     return make_task(name, task_class(name).furnish(backbone, data, **options), **options)
 
 
+def check_kind(task: Task | type[Task], data: ImageData) -> None:
+    """Raise a ValueError unless the data's inputs are clips where a task takes clips, else images."""
+    if task.takes_clips != data.is_clips:
+        expected, got = ("clips", "single images") if task.takes_clips else ("single images", "clips")
+        raise ValueError(
+            f"data {data.name}: expected {expected} for {task.name}, got {got}. Take other data"
+            + (f", such as {task.default_data}, or another task." if data.name != task.default_data else ".")
+        )
+
+
 def check_fit(task: Task, data: ImageData) -> None:
-    """Raise a ValueError unless the data's images and classes are those of the task's backbone."""
+    """Raise a ValueError unless the data's images and classes are those of the task and its backbone."""
+    check_kind(task, data)
     expected, got = task.backbone.input_shape, data.image_shape
     if expected[1:] != got[1:] or (expected[0] != got[0] and got[0] != 1):
         raise ValueError(

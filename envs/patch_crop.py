@@ -1,28 +1,18 @@
 """Where to look: a glance at the whole image scaled down, then crops of it in full, until enough was seen."""
 
-from collections.abc import Mapping, Sequence
-from functools import partial
-from math import prod
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from ..backbones.backbone import Backbone
 from ..backbones.glimpses import crop, encode, glance, place_code
-from ..backbones.reader import PLACE, Reader
-from ..backbones.reader_training import check_sides, crop_features
+from ..backbones.reader_training import check_sides
 from ..data import ImageData
-from .choice import Choice
-from .exit_task import SIGNS, signs
-from .outcomes import looking_paths
+from .look_task import LookTask
 from .pooling import pool
 from .state import State
-from .task import Box, Task, register_task
-
-MOST_PATHS = 4096
-"""Up to so many ways through are all listed."""
+from .task import Box, register_task
 
 
 class Place(NamedTuple):
@@ -34,7 +24,7 @@ class Place(NamedTuple):
 
 
 @register_task("patch-crop")
-class PatchCrop(Task):
+class PatchCrop(LookTask):
     """Where to look next, and is it enough? (RAM, Mnih et al. 2014; Glance and Focus, Wang et al. 2020; AdaFocus).
 
     Description:
@@ -76,9 +66,8 @@ class PatchCrop(Task):
         v0: first.
     """
 
-    has_exits = True
-    alike = True
-    reaches_full = False
+    kind = "crops"
+    most_paths = 4096
 
     def __init__(
         self,
@@ -98,22 +87,23 @@ class PatchCrop(Task):
             if not isinstance(value, int) or not 1 <= value <= most:
                 raise ValueError(f"{name}: expected 1 … {most}, got {value!r}. Change it.")
         asked = {"glance": glance, "patch": patch, "zooms": zooms, "scales": scales, "memory": memory}
-        reader = _reader_of(self.backbone, asked)
-        self.grid, self.cells, self.horizon = grid, cells, looks
+        reader = self.reader_of(self.backbone, asked)
+        self.grid, self.cells = grid, cells
         self.places = grid_places(self.backbone.input_shape[1:], reader.patch, grid, reader.zooms)
-        self.decisions = (1 + len(self.places),)
         seen, looked = check_sides(self.backbone, reader.glance, reader.patch, reader.zooms)
-        self.least_macs = seen + reader.glance_macs
-        self.look_macs = reader.scales * looked + reader.crop_macs
+        self.set_looks(
+            looks,
+            options=len(self.places),
+            macs=(seen, reader.scales * looked),
+            source=self.backbone.input_shape,
+            piece=(reader.scales, self.backbone.input_shape[0], reader.patch, reader.patch),
+            shown=self.backbone.blocks[-1].out_shape[0] * cells**2,
+        )
         if self.least_macs >= self.backbone.full_macs:
             raise ValueError(
                 f"glance: expected one that costs less than {backbone.name} on the whole image, {self.full_macs:,} "
                 f"MACs, got {self.least_macs:,} at {reader.glance} pixels. Choose a smaller one, or take larger images."
             )
-        classes, maps = self.backbone.num_classes, self.backbone.blocks[-1].out_shape[0] * cells**2
-        self.row_sizes = [prod(self.backbone.input_shape), reader.memory_size, classes]
-        self.crop_shape = (reader.scales, self.backbone.input_shape[0], reader.patch, reader.patch)
-        self.observation_shape = (SIGNS + reader.memory_size + len(self.places) + maps,)
 
     @classmethod
     def furnish(cls, backbone: Backbone, data: ImageData, **options: Any) -> Backbone:
@@ -128,15 +118,6 @@ class PatchCrop(Task):
         return pretrained_reader(backbone, data, **shape)
 
     @property
-    def reader(self) -> Reader:
-        """The backbone's reader, which stays as frozen as that."""
-        return _reader_of(self.backbone, {})
-
-    @property
-    def most_macs(self) -> int:
-        return self.least_macs + self.horizon * self.look_macs
-
-    @property
     def onward(self) -> tuple[int, ...]:
         """The centre, the corners, then the places by their distance from the centre; again from the beginning."""
         size = self.backbone.input_shape[1:]
@@ -144,16 +125,6 @@ class PatchCrop(Task):
         corners = [self.grid * row + column for row in (0, self.grid - 1) for column in (0, self.grid - 1)]
         fixed = list(dict.fromkeys([order[0], *corners, *order]))
         return tuple(1 + fixed[i % len(fixed)] for i in range(self.horizon))
-
-    @property
-    def paths(self) -> list[tuple[int, ...]] | None:
-        """All ways through where they are few; else None."""
-        paths, whole = looking_paths(len(self.places), self.horizon, MOST_PATHS)
-        return paths if whole else None
-
-    @property
-    def pieces(self) -> list[str]:
-        return [f"look {index}" for index in range(1, self.horizon + 1)]
 
     def region(self, piece: int, option: int) -> Box | None:
         """Return the square of a look, the widest of its scales."""
@@ -166,67 +137,15 @@ class PatchCrop(Task):
     def begin(self, inputs: Tensor) -> State:
         """Glance at the image, and answer from that."""
         maps = encode(self.backbone, glance(inputs, self.reader.glance))
-        memory = self.reader.begin(maps.mean((2, 3)))
-        logits = self.reader.answer(memory)
-        return State.start(
-            torch.cat([inputs.flatten(1), memory, logits], 1),
-            macs=self.least_macs,
-            votes=torch.zeros_like(logits),
-            looked=logits.new_zeros((len(inputs), len(self.places))),
-            maps=pool(maps, maps.shape[1] * self.cells**2, self.cells),
-        )
+        shown = pool(maps, maps.shape[1] * self.cells**2, self.cells)
+        return self.start(inputs, maps.mean((2, 3)), shown)
 
-    def answer_now(self, state: State) -> Tensor:
-        """Return the logits of the last look."""
-        return self._parts(state.features)[2]
-
-    def observe(self, state: State) -> Tensor:
-        """Return what the answer looks like, what is remembered, where was looked, and what the glance showed."""
-        _, memory, logits = self._parts(state.features)
-        seen = signs(logits, state.memory["votes"], state.position)
-        return torch.cat([seen, memory, state.memory["looked"], state.memory["maps"]], 1)
-
-    def step(self, state: State, choice: Choice) -> State:
-        """Let rows leave with the answer that they have, and look where the others choose."""
-        before, count = self.answer_now(state), len(self.places)
-        taken = torch.stack([choice.weight(option) for option in range(1, count + 1)], 1)
-        branches = [self._leave, *(partial(self._cut, place) for place in self.places)]
-        onward = choice.binary()
-        x = onward.only(1, self._look, choice.among(branches, state.features), (sum(self.row_sizes),))
-        state = state.advance(
-            x,
-            macs=onward.cost([0, self.look_macs]),
-            votes=state.memory["votes"] + F.one_hot(before.argmax(1), before.shape[1]),
-            looked=state.memory["looked"] + taken,
-        )
-        state = state.finish(before, when=choice.weight(0))
-        return state if state.position < self.horizon else state.finish(self.answer_now(state))
-
-    def _parts(self, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return images as flat rows, the reader's memory, and logits."""
-        image, memory, logits = rows.split(self.row_sizes, 1)
-        return image, memory, logits
-
-    def _cut(self, place: Place, rows: Tensor) -> Tensor:
-        """Return rows of `[1 | place | crop | state]`; under mixtures the first is the share that goes on."""
-        images = self._parts(rows)[0].view(-1, *self.backbone.input_shape)
-        centres = images.new_tensor([place.row, place.column]).expand(len(images), -1)
-        cut = crop(images, centres, self.reader.patch, zoom=place.zoom, scales=self.reader.scales)
-        code = place_code(centres, place.zoom, images.shape[2:])
-        return torch.cat([code.new_ones((len(rows), 1)), code, cut.flatten(1), rows], 1)
-
-    def _leave(self, rows: Tensor) -> Tensor:
-        """Return rows like those of `_cut`, of those that look nowhere."""
-        return F.pad(rows, (1 + PLACE + prod(self.crop_shape), 0))
-
-    def _look(self, rows: Tensor) -> Tensor:
-        """Encode what was cut out, remember it and answer."""
-        share, place, cut, state = rows.split([1, PLACE, prod(self.crop_shape), sum(self.row_sizes)], 1)
-        share = share.clamp(min=1e-6)  # the crop of those who go on is not dimmed by those who do not
-        image, memory, _ = self._parts(state)
-        features = crop_features(self.backbone, (cut / share).view(-1, *self.crop_shape))
-        memory = self.reader.read(memory, features, place / share)
-        return torch.cat([image, memory, self.reader.answer(memory)], 1)
+    def cut(self, index: int, source: Tensor) -> tuple[Tensor, Tensor]:
+        """Cut a crop out of images."""
+        place = self.places[index]
+        centres = source.new_tensor([place.row, place.column]).expand(len(source), -1)
+        piece = crop(source, centres, self.reader.patch, zoom=place.zoom, scales=self.reader.scales)
+        return place_code(centres, place.zoom, source.shape[2:]), piece
 
 
 def grid_places(size: Sequence[int], patch: int, grid: int, zooms: int) -> list[Place]:
@@ -246,28 +165,6 @@ def grid_places(size: Sequence[int], patch: int, grid: int, zooms: int) -> list[
         )
         places += [Place(row, column, zoom) for row in rows for column in columns]
     return places
-
-
-def _reader_of(backbone: Backbone, asked: Mapping[str, Any]) -> Reader:
-    """Return the reader that a backbone carries.
-
-    Raises:
-        ValueError: If there is none, or it is another than was asked for.
-    """
-    reader = backbone.reader
-    if reader is None:
-        raise ValueError(
-            f"patch-crop: expected a backbone with a reader, got {backbone.name} with none. Train one: skipgym "
-            f"pretrain --backbone {backbone.name} --init WEIGHTS --data … --glance … --patch … --out DIR, then "
-            "--weights DIR/backbone.safetensors; in Python backbone.with_reader(…)."
-        )
-    for name, value in asked.items():
-        if value is not None and value != getattr(reader, name):
-            raise ValueError(
-                f"{name}: expected {getattr(reader, name)}, as the reader of {backbone.name} was trained, got "
-                f"{value!r}. Leave it out, or train another reader."
-            )
-    return reader
 
 
 def _distance(place: Place, size: Sequence[int]) -> tuple[int, float]:

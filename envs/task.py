@@ -39,12 +39,16 @@ class Task(nn.Module, ABC):
         has_exits: Whether each decision has one part, whose option 0 answers now with `answer_now`; the others go on.
         alike: Whether the options above 0 are alike, as places are; otherwise they rise from less to more.
         reaches_full: Whether the last option everywhere gives the untouched network's answer.
+        takes_clips: Whether inputs are clips of several frames, (N, T, C, H, W), rather than images.
+        default_data: Embedded data that an environment is made on where none is named.
     """
 
     name: str = ""
     has_exits: bool = False
     alike: bool = False
     reaches_full: bool = True
+    takes_clips: bool = False
+    default_data: str = "digits"
     horizon: int
     decisions: tuple[int, ...]
     observation_shape: tuple[int, ...]
@@ -65,7 +69,7 @@ class Task(nn.Module, ABC):
 
     @abstractmethod
     def begin(self, inputs: Tensor) -> State:
-        """Return the state before the first decision, from prepared inputs. Shape (N, C, H, W)."""
+        """Return the state before the first decision, from prepared inputs. Shape (N, C, H, W), of clips (N, T, C, H, W)."""
 
     @abstractmethod
     def observe(self, state: State) -> Tensor:
@@ -168,7 +172,7 @@ class Task(nn.Module, ABC):
         return self.backbone(self.prepare(images))
 
     def pictures(self, images: Tensor) -> Tensor:
-        """Return images as people are to see them, uint8. Shape (N, C, H, W)."""
+        """Return images, or clips, as people are to see them, uint8. Shape (N, C, H, W)."""
         return images
 
 

@@ -33,6 +33,11 @@ def main(arguments: list[str]) -> int:
     if not config.images:
         raise ValueError("images: expected at least one file, got none.")
     controller = Controller.load(config.controller)
+    if controller.task.takes_clips:
+        raise ValueError(
+            f"run: expected the controller of a task on images, got one of {controller.task.name}, which takes clips. "
+            "Use skipgym evaluate --data FILE.npz, or call the controller."
+        )
     backbone, pieces = controller.task.backbone, controller.task.pieces
     channels, height, width = backbone.input_shape
     if height != width:

@@ -15,6 +15,7 @@ TASKS = {
     "channel-width": "ChannelWidth",
     "resolution": "Resolution",
     "patch-crop": "PatchCrop",
+    "frame-select": "FrameSelect",
 }
 """Our tasks: name on the command line, name in the id. The module is named as the command."""
 

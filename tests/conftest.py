@@ -44,8 +44,11 @@ def randomise() -> Callable[..., nn.Module]:
     return fill
 
 
-def equip(backbone: Backbone, randomise: Callable[..., nn.Module], seed: int = 0) -> Backbone:
-    """Let a backbone carry random exits, two smaller networks and a reader, so that every task can take it."""
+READERS = {"crops": {"glance": 4, "patch": 4, "zooms": 2, "scales": 2}, "frames": {"moments": 4, "preview": 2}}
+
+
+def equip(backbone: Backbone, randomise: Callable[..., nn.Module], seed: int = 0, reader: str = "crops") -> Backbone:
+    """Let a backbone carry random exits, two smaller networks and a reader, so that a task can take it."""
     classes, shape = backbone.num_classes, backbone.input_shape
     with torch.random.fork_rng():
         torch.manual_seed(seed)
@@ -55,18 +58,24 @@ def equip(backbone: Backbone, randomise: Callable[..., nn.Module], seed: int = 0
             for width, mean in ((2, 0.4), (3, 0.5))
         ]
         maps = backbone.blocks[-1].out_shape
-        reader = Reader(maps[0], classes, glance=4, patch=4, zooms=2, scales=2, hidden=8)
-    for module in (*exits, *(one.network for one in smaller), reader):
+        carried = Reader(maps[0], classes, **READERS[reader], hidden=8)
+    for module in (*exits, *(one.network for one in smaller), carried):
         randomise(module, seed)
     equipped = backbone.with_exits(exits).with_smaller(smaller)
-    return equipped.with_reader(reader) if len(maps) == 3 else equipped
+    return equipped.with_reader(carried) if len(maps) == 3 else equipped
 
 
 @pytest.fixture(scope="session")
 def random_backbone(randomise: Callable[..., nn.Module]) -> Callable[..., Backbone]:
     """Return a function that builds a backbone with random weights and BatchNorm statistics, of 4 classes."""
 
-    def build(name: str = "resnet8-w4", *, input_shape: tuple[int, int, int] = (1, 8, 8), seed: int = 0) -> Backbone:
+    def build(
+        name: str = "resnet8-w4",
+        *,
+        input_shape: tuple[int, int, int] = (1, 8, 8),
+        seed: int = 0,
+        reader: str = "crops",
+    ) -> Backbone:
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             backbone = make_backbone(name, num_classes=CLASSES, input_shape=input_shape)
@@ -75,7 +84,7 @@ def random_backbone(randomise: Callable[..., nn.Module]) -> Callable[..., Backbo
                 backbone.network.get_submodule("heads.head").weight, generator=torch.Generator().manual_seed(seed)
             )
         randomise(backbone.network, seed)
-        return equip(backbone, randomise, seed)
+        return equip(backbone, randomise, seed, reader)
 
     return build
 

@@ -80,8 +80,8 @@ class TestReader:
         reader = Reader(16, 10, glance=4, patch=4, scales=2, hidden=8)
         core = 3 * 8 * 8 + 3 * 8 * 8 + 8 * 10
         assert reader.glance_macs == 16 * 8 + core
-        assert reader.crop_macs == (2 * 16 + 3) * 8 + core
-        assert Reader(16, 10, glance=4, patch=4, memory="mean", hidden=8).crop_macs == (16 + 3) * 8 + 8 * 10
+        assert reader.look_macs == (2 * 16 + 3) * 8 + core
+        assert Reader(16, 10, glance=4, patch=4, memory="mean", hidden=8).look_macs == (16 + 3) * 8 + 8 * 10
 
     def test_mean_does_not_depend_on_the_order_and_gru_does(self, randomise):
         torch.manual_seed(0)

@@ -10,13 +10,14 @@ from skipgym.backbones import Backbone
 from skipgym.data import Augment, ImageData
 from skipgym.envs import Choice, Engine, Hard, State, Task, make_reward, make_task
 from skipgym.envs.rollout import advance
+from skipgym.envs.task import task_class
 from skipgym.ids import TASKS
 
 # (task, backbone) that every contract is tested on: each of ours, on feature maps and on tokens, or on its own kinds;
-# tokens' positions are fixed to one size of the image
+# tokens' positions are fixed to one size of the image, and readers want feature maps
 OWN = {
     "channel-width": ("slim-resnet8-w4", "us-resnet8-w4"),
-    **dict.fromkeys(("resolution", "patch-crop"), ("resnet8-w4", "resnet8-w2")),
+    **dict.fromkeys(("resolution", "patch-crop", "frame-select"), ("resnet8-w4", "resnet8-w2")),
 }
 CASES = [(name, OWN.get(name, ("resnet8-w4", "vit_tiny"))[kind]) for kind in (0, 1) for name in TASKS]
 SKIPPING = [case for case in CASES if case[0] in ("layer-skip", "block-drop")]  # what they execute has a hand formula
@@ -116,8 +117,9 @@ def make_world(random_backbone) -> Callable[[str, str], World]:
 
     def make(name: str, backbone: str) -> World:
         if (name, backbone) not in worlds:
-            task = make_task(name, random_backbone(backbone))
-            images = torch.rand((7, *task.backbone.input_shape), generator=torch.Generator().manual_seed(0))
+            kind = "frames" if task_class(name).takes_clips else "crops"
+            task = make_task(name, random_backbone(backbone, reader=kind))
+            images = torch.rand((7, *task.blank().shape[1:]), generator=torch.Generator().manual_seed(0))
             worlds[name, backbone] = World(task, task.prepare(images))
         return worlds[name, backbone]
 
