@@ -88,9 +88,7 @@ class Reader(nn.Module):
         self.eval()
         before, when = torch.zeros(1, self.memory_size), torch.zeros(1, code)
         self.glance_macs = count_macs(lambda x: self.answer(self.begin(x)), torch.zeros(1, first))
-        self.look_macs = count_macs(
-            lambda x: self.answer(self.read(before, x, when)), torch.zeros(1, width * scales)
-        )
+        self.look_macs = count_macs(lambda x: self.answer(self.read(before, x, when)), torch.zeros(1, width * scales))
 
     def begin(self, features: Tensor) -> Tensor:
         """Return the memory after the glance or the preview. Shape (N, width or pixels) to (N, memory_size)."""

@@ -9,21 +9,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torchvision
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from torchvision.models.squeezenet import Fire
 
 from ..names import unknown
 from ..registry import Registry, first_line
+from . import builders
 from .backbone import Backbone
-from .cifar_resnet import CifarResNet, thinned
+from .cifar_resnet import thinned
 from .exits import described_in, exit_files, exits_of_card
 from .msdnet import MSDNet
 from .ranet import RANet
 from .reader import build_reader, reader_files
-from .slimmable import Kind, SlimmableResNet
-from .stepped import SteppedNet
+from .slimmable import Kind
 
 Builder = Callable[[int, tuple[int, int, int]], tuple[nn.Module, list[str]]]
 
@@ -309,124 +307,44 @@ def _find(name: str) -> Entry:
         return entry
     if match := re.fullmatch(r"(?:cifar-)?resnet(\d+)-w(\d+)", name):
         depth, width = map(int, match.groups())
-        return Entry(partial(_cifar, depth=depth, width=width))
+        return Entry(partial(builders.cifar, depth=depth, width=width))
     if match := re.fullmatch(r"(msdnet|ranet)(\d+)(?:-s(\d+))?(?:-w(\d+))?", name):
         given = zip(("exits", "scales", "width"), match.groups()[1:], strict=True)
         options = {key: int(value) for key, value in given if value}
-        return Entry(partial(_stepped, kind=_STEPPED[match[1]], **options), skippable=False)
+        return Entry(partial(builders.stepped, kind=builders.STEPPED[match[1]], **options), skippable=False)
     if match := re.fullmatch(r"(slim|us)-resnet(\d+)(?:-w(\d+))?", name):
         kind: Any = match[1]
-        return Entry(partial(_slimmable, kind=kind, depth=int(match[2]), width=int(match[3] or 16)))
+        return Entry(partial(builders.slimmable, kind=kind, depth=int(match[2]), width=int(match[3] or 16)))
     raise ValueError(unknown("backbone", name, REGISTRY.known(), "For a network of your own use skipgym.wrap."))
-
-
-def _cifar(num_classes: int, shape: tuple[int, int, int], *, depth: int, width: int) -> tuple[nn.Module, list[str]]:
-    network = CifarResNet(depth, num_classes=num_classes, in_channels=shape[0], width=width)
-    return network, _residual_blocks(network)
-
-
-_STEPPED: dict[str, Callable[..., SteppedNet]] = {"msdnet": MSDNet, "ranet": RANet}
-
-
-def _stepped(
-    num_classes: int, shape: tuple[int, int, int], *, kind: Callable[..., SteppedNet], **options: int
-) -> tuple[nn.Module, list[str]]:
-    network = kind(num_classes=num_classes, input_shape=shape, **options)
-    return network, network.step_names
-
-
-def _slimmable(
-    num_classes: int, shape: tuple[int, int, int], *, kind: Kind, depth: int, width: int
-) -> tuple[nn.Module, list[str]]:
-    network = SlimmableResNet(depth, kind, num_classes=num_classes, in_channels=shape[0], width=width)
-    return network, _residual_blocks(network)
-
-
-def _torchvision_resnet(num_classes: int, _: tuple[int, int, int], *, name: str) -> tuple[nn.Module, list[str]]:
-    network = getattr(torchvision.models, name)(num_classes=num_classes)
-    return network, _residual_blocks(network)
-
-
-def _residual_blocks(network: nn.Module) -> list[str]:
-    """Return the names of the residual blocks of a ResNet with stages `layer1`, `layer2`, …."""
-    return [
-        f"{stage}.{i}"
-        for stage, module in network.named_children()
-        if stage.startswith("layer") and isinstance(module, nn.Sequential)
-        for i in range(len(module))
-    ]
-
-
-def _squeezenet(num_classes: int, _: tuple[int, int, int], *, name: str) -> tuple[nn.Module, list[str]]:
-    """Build a SqueezeNet whose blocks are the fire modules around which its authors put bypasses.
-
-    Those keep the shape, so that the identity can take their place (Iandola et al. 2016, section 6); the others, which
-    widen, always run.
-    """
-    network = getattr(torchvision.models, name)(num_classes=num_classes)
-    fires = [(key, one) for key, one in network.named_modules() if isinstance(one, Fire)]
-    return network, [key for key, one in fires if one.inplanes == _outputs(one)]
-
-
-def _outputs(fire: Fire) -> int:
-    return fire.expand1x1.out_channels + fire.expand3x3.out_channels
-
-
-def _vit(num_classes: int, shape: tuple[int, int, int], *, name: str) -> tuple[nn.Module, list[str]]:
-    network = getattr(torchvision.models, name)(num_classes=num_classes, image_size=_square(name, shape))
-    return network, _encoder_blocks(network)
-
-
-def _encoder_blocks(network: nn.Module) -> list[str]:
-    return [f"encoder.layers.{name}" for name, _ in network.get_submodule("encoder.layers").named_children()]
-
-
-def _square(name: str, shape: tuple[int, int, int]) -> int:
-    if shape[1] != shape[2]:
-        raise ValueError(f"{name}: expected square images, got {shape[1]} x {shape[2]}. Resize them.")
-    return shape[1]
-
-
-class TinyViT(torchvision.models.VisionTransformer):
-    """A vision transformer for small images: 8 x 8 patches of the image, 6 layers of dimension 64."""
-
-    def __init__(self, image_size: int, num_classes: int):
-        patch = max(1, image_size // 8)
-        super().__init__(
-            image_size, patch, num_layers=6, num_heads=4, hidden_dim=64, mlp_dim=128, num_classes=num_classes
-        )
-
-
-def _tiny_vit(num_classes: int, shape: tuple[int, int, int]) -> tuple[nn.Module, list[str]]:
-    network = TinyViT(_square("vit_tiny", shape), num_classes)
-    return network, _encoder_blocks(network)
 
 
 for _depth in range(8, 111, 6):
     _name = f"cifar-resnet{_depth}" if _depth == 50 else f"resnet{_depth}"
     register_backbone(_name, f"CIFAR ResNet of {_depth} layers, {(_depth - 2) // 2} blocks")(
-        partial(_cifar, depth=_depth, width=16)
+        partial(builders.cifar, depth=_depth, width=16)
     )
 for _depth in (20, 32, 56):
     _kinds: dict[Kind, str] = {"slim": "0.25, 0.5, 0.75, 1", "us": "0.25 … 1"}
     for _kind, _widths in _kinds.items():
         register_backbone(f"{_kind}-resnet{_depth}", f"slimmable CIFAR ResNet of {_depth} layers, widths {_widths}")(
-            partial(_slimmable, kind=_kind, depth=_depth, width=16)
+            partial(builders.slimmable, kind=_kind, depth=_depth, width=16)
         )
 for _depth in (18, 34, 50, 101, 152):
     register_backbone(f"resnet{_depth}", f"torchvision ResNet-{_depth}", colour_only=True)(
-        partial(_torchvision_resnet, name=f"resnet{_depth}")
+        partial(builders.torchvision_resnet, name=f"resnet{_depth}")
     )
 for _name in ("squeezenet1_0", "squeezenet1_1"):
     register_backbone(_name, f"torchvision SqueezeNet {_name[-3:].replace('_', '.')}", colour_only=True)(
-        partial(_squeezenet, name=_name)
+        partial(builders.squeezenet, name=_name)
     )
 for _name in ("vit_b_16", "vit_b_32", "vit_l_16", "vit_l_32", "vit_h_14"):
-    register_backbone(_name, f"torchvision vision transformer {_name}", colour_only=True)(partial(_vit, name=_name))
-register_backbone("vit_tiny", "vision transformer of 6 blocks for small images", colour_only=True)(_tiny_vit)
+    register_backbone(_name, f"torchvision vision transformer {_name}", colour_only=True)(
+        partial(builders.vit, name=_name)
+    )
+register_backbone("vit_tiny", "vision transformer of 6 blocks for small images", colour_only=True)(builders.tiny_vit)
 register_backbone("msdnet", "MSDNet of 7 exits at 3 scales, trained with it (msdnet7-s3-w8)", skippable=False)(
-    partial(_stepped, kind=MSDNet)
+    partial(builders.stepped, kind=MSDNet)
 )
 register_backbone("ranet", "RANet of 6 exits at 3 resolutions, trained with it (ranet6-s3-w8)", skippable=False)(
-    partial(_stepped, kind=RANet)
+    partial(builders.stepped, kind=RANet)
 )
