@@ -86,9 +86,7 @@ def measure_full(task: Task, part: Part, *, batch_size: int = 512) -> Measured:
 @torch.inference_mode()
 def _untouched(task: Task, part: Part, batch_size: int) -> Measured:
     """Run the untouched network over images; nothing is decided."""
-    answers = torch.cat(
-        [task.untouched(images).argmax(1).cpu() for images, _, _ in part.batches(batch_size)]
-    )
+    answers = torch.cat([task.untouched(images).argmax(1).cpu() for images, _, _ in part.batches(batch_size)])
     correct = answers == part.labels
     return Measured(
         accuracy=int(correct.sum()) / len(part),
