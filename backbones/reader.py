@@ -26,9 +26,9 @@ SHAPES = {"crops": ("glance", "patch", "scales", "zooms"), "frames": ("moments",
 class Reader(nn.Module):
     """A memory of what was seen, and a classifier on it.
 
-    It sees crops of an image, after a glance at all of it, where `glance` and `patch` are given; frames of a clip, after
-    a preview of all of them, where `moments` and `preview` are. A glance, a crop or a frame comes as the pooled features
-    of a frozen network, a preview as pixels. With `gru` a recurrent cell remembers
+    It sees crops of an image, after a glance at all of it, where `glance` and `patch` are given; frames of a clip,
+    after a preview of all of them, where `moments` and `preview` are. A glance, a crop or a frame comes as the pooled
+    features of a frozen network, a preview as pixels. With `gru` a recurrent cell remembers
     them (Glance and Focus, Wang et al. 2020); with `mean` their projections are averaged, whatever the order.
 
     Args:

@@ -29,7 +29,9 @@ SHAPED = 0.6
 """Share of the other frames that show a shape."""
 
 
-@register_data("digit-clips", description="a digit in 2 or 3 of 9-12 frames of 12x12, amid other shapes, grey, embedded")
+@register_data(
+    "digit-clips", description="a digit in 2 or 3 of 9-12 frames of 12x12, amid other shapes, grey, embedded"
+)
 def digit_clips() -> Source:
     """Return clips of scikit-learn's digits: each in two or three consecutive frames among noise and other shapes.
 

@@ -67,8 +67,9 @@ class Source:
         for name, part in self.parts.items():
             if part.images.shape[1:] != expected:
                 raise ValueError(
-                    f"{self.name}: images differ in shape: expected {tuple(expected)} (frames if clips, channels, height, "
-                    f"width) as in train, got {tuple(part.images.shape[1:])} in {name}. Remedy: bring all images to one shape."
+                    f"{self.name}: images differ in shape: expected {tuple(expected)} (frames if clips, channels, "
+                    f"height, width) as in train, got {tuple(part.images.shape[1:])} in {name}. "
+                    "Remedy: bring all images to one shape."
                 )
             low, high = (int(extreme) for extreme in part.labels.aminmax())
             if low < 0 or high >= len(self.class_names):

@@ -51,7 +51,9 @@ def build_engine(
         ValueError: If a name is unknown, or the parts do not fit each other.
     """
     reward, options = make_reward(reward), task_options or {}
-    kind = task_class(task) if isinstance(task, str) else task  # an unknown name is told before data and weights are read
+    kind = (
+        task_class(task) if isinstance(task, str) else task
+    )  # an unknown name is told before data and weights are read
     data = kind.default_data if data is None else data
     images = find_data(data, weights) if isinstance(data, str) else data
     check_kind(kind, images)

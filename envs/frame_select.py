@@ -39,7 +39,7 @@ class FrameSelect(LookTask):
         The reader's of the preview; for each look the network's stem and blocks on one frame, and the reader's. Scaling
         down is element-wise work, as activations are, and counts nothing. `full_macs` is what all frames cost that are
         offered, read in the order of time with the same preview and the same reader: what reading the whole clip comes
-        to. The way there is longer than `looks` allows (`reaches_full` is false), so that it stands in a row of its own.
+        to. The way there is longer than `looks` allows (`reaches_full` is false): it has a row of its own.
 
     Clips of a batch may differ in length: a short one repeats its last frame (`skipgym.data` pads so), and frames are
     offered over what comes before that. Whatever is chosen is a real frame; of a clip with fewer frames than moments

@@ -1,4 +1,4 @@
-"""Look at pieces of an input, one after the other, until enough was seen: what looking at places and at frames share."""
+"""Look at pieces of an input until enough was seen: what looking at places and looking at frames share."""
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
@@ -43,7 +43,14 @@ class LookTask(Task):
     look_macs: int
 
     def set_looks(
-        self, looks: int, *, options: int, macs: tuple[int, int], source: Sequence[int], piece: Sequence[int], shown: int
+        self,
+        looks: int,
+        *,
+        options: int,
+        macs: tuple[int, int],
+        source: Sequence[int],
+        piece: Sequence[int],
+        shown: int,
     ) -> None:
         """Take how often can be looked at what; from this follows all that a task declares.
 

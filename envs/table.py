@@ -84,7 +84,8 @@ def tabulate(
     """
     if not task.reaches_full:
         raise ValueError(
-            f"table: expected a task one of whose ways is the untouched network, got {task.name}. Run it live (--table 0)."
+            f"table: expected a task one of whose ways is the untouched network, got {task.name}. "
+            "Run it live (--table 0)."
         )
     rows = Rows.of(data, versions if augment else 1, augment)
     probe = explore(task, task.prepare(task.blank()))

@@ -69,7 +69,7 @@ class Task(nn.Module, ABC):
 
     @abstractmethod
     def begin(self, inputs: Tensor) -> State:
-        """Return the state before the first decision, from prepared inputs. Shape (N, C, H, W), of clips (N, T, C, H, W)."""
+        """Return the state before the first decision, from prepared inputs, (N, C, H, W) or clips (N, T, C, H, W)."""
 
     @abstractmethod
     def observe(self, state: State) -> Tensor:

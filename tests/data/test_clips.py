@@ -94,7 +94,11 @@ class TestFiles:
             ("test_lengths", lambda n: n.astype(float), "expected integers.*got float64"),
             ("test_images", lambda x: x[:, :3], "cannot be true: expected 1..3"),
             ("test_images", lambda x: x[:, 0], "nothing to measure: expected clips"),
-            ("test_images", lambda x: x[:, :, :5], r"differ in shape: expected \(4, 1, 6, 8\).*got \(4, 1, 5, 8\) in test"),
+            (
+                "test_images",
+                lambda x: x[:, :, :5],
+                r"differ in shape: expected \(4, 1, 6, 8\).*got \(4, 1, 5, 8\) in test",
+            ),
             ("train_images", lambda x: x.transpose(0, 1, 4, 2, 3), "wrong shape.*channels last"),
             ("train_images", lambda x: x[None], "wrong shape"),
             ("train_labels", lambda y: None, "lacks train_labels"),
@@ -106,11 +110,12 @@ class TestFiles:
             load_arrays(tmp_path, {key: value for key, value in clip_arrays.items() if value is not None})
 
 
-class TestDigitClips:
-    @pytest.fixture(scope="class")
-    def data(self):
-        return load("digit-clips")
+@pytest.fixture(scope="module")
+def data():
+    return load("digit-clips")
 
+
+class TestDigitClips:
     def test_every_part_has_clips_of_digits_of_its_own(self, data):
         assert sum(len(data.part(name)) // copies for name, copies in COPIES.items()) == 1797
         assert data.val.images.shape[1:] == (FRAMES, 1, 12, 12)

@@ -164,7 +164,8 @@ class TestErrors:
             build_engine("layer-skip", backbone=tiny_backbone, data=clips)
 
     @pytest.mark.parametrize(
-        "images", [noise(2)[:, 0], noise(2)[..., :5], noise(2)[:, :0], noise(2).float(), noise(2).expand(-1, -1, 2, -1, -1)]
+        "images",
+        [noise(2)[:, 0], noise(2)[..., :5], noise(2)[:, :0], noise(2).float(), noise(2).expand(-1, -1, 2, -1, -1)],
     )
     def test_unfit_clips_are_told(self, task, images):
         with pytest.raises(ValueError, match="expected"):
