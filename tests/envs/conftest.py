@@ -17,7 +17,7 @@ from skipgym.ids import TASKS
 # tokens' positions are fixed to one size of the image, and readers want feature maps
 OWN = {
     "channel-width": ("slim-resnet8-w4", "us-resnet8-w4"),
-    **dict.fromkeys(("resolution", "patch-crop", "frame-select"), ("resnet8-w4", "resnet8-w2")),
+    **dict.fromkeys(("resolution", "patch-crop", "frame-select"), ("resnet8-w4", "resnet14-w4")),
 }
 CASES = [(name, OWN.get(name, ("resnet8-w4", "vit_tiny"))[kind]) for kind in (0, 1) for name in TASKS]
 SKIPPING = [case for case in CASES if case[0] in ("layer-skip", "block-drop")]  # what they execute has a hand formula
