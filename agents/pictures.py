@@ -123,7 +123,7 @@ def check_format(path: Path) -> None:
 
 
 def _draw_boxes(axes: Axes, image: Tensor, boxes: list[Box]) -> None:
-    pixels = image.permute(1, 2, 0).cpu()
+    pixels = image.permute(1, 2, 0).cpu().numpy()
     axes.imshow(pixels if pixels.shape[2] == 3 else pixels[:, :, 0], cmap="gray", interpolation="nearest")
     for index, (top, left, height, width) in enumerate(boxes):
         colour = COLOURS[index % len(COLOURS)]
