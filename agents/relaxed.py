@@ -223,7 +223,7 @@ def _tally(task: Task, trial: Trial) -> Tally:
     tally.count(0, actions)
     compute, begun, spent = trial.compute.detach(), trial.decider.before[0], sum(trial.decider.spent)
     if not task.has_exits:  # what the answer cost beyond the decisions, such as the head
-        spent = spent + trial.run.macs.detach() - begun - torch.stack(trial.decider.mixed).sum(0).detach()
+        spent = spent + trial.run.macs.detach() - begun - sum(one.detach() for one in trial.decider.mixed)
     mixed = not task.has_exits or task.alike
     tally.finish(
         reward=-trial.error.detach() - trial.price * compute,

@@ -391,9 +391,10 @@ class TestCount:
     @pytest.mark.parametrize("name", EXITS)
     def test_backbone_macs_of_a_trial_with_exits_are_those_of_all_stages_forward(self, name, backbone, random_backbone):
         """What goes on is not mixed, so no gradient passes the backbone; where it is a mixture of places, one does."""
-        task = make_task(name, random_backbone(backbone, input_shape=(1, 32, 32)))
+        reader = "frames" if task_class(name).takes_clips else "crops"
+        task = make_task(name, random_backbone(backbone, input_shape=(1, 32, 32), reader=reader))
         with torch.no_grad():
-            start = task.begin(task.prepare(torch.rand(3, 1, 32, 32)))
+            start = task.begin(task.prepare(torch.rand(3, *task.blank().shape[1:])))
         dealt = start, torch.zeros(3, dtype=torch.long), torch.full((3,), 0.5)
         trial = attempt(task, make_gate(task), dealt, soft)
         assert sum(trial.decider.spent) == task.most_macs - task.least_macs

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from skipgym.backbones import Backbone
-from skipgym.data import Augment, ImageData
+from skipgym.data import Augment, ImageData, Part
 from skipgym.envs import Choice, Engine, Hard, State, Task, make_reward, make_task
 from skipgym.envs.rollout import advance
 from skipgym.envs.task import task_class
@@ -146,9 +146,13 @@ def make_engine(tiny_images: ImageData) -> Callable[..., Engine]:
     """Return a function that builds an engine on noise images."""
 
     def make(task: Task, *, num_envs: int = 1, reward="accuracy", price=0.3, augment=False, policy_macs=0) -> Engine:
+        part = tiny_images.policy
+        if task.takes_clips:
+            frames = [part.images.roll(shift, 0) for shift in range(task.blank().shape[1])]
+            part = Part(torch.stack(frames, 1), part.labels)
         return Engine(
             task,
-            tiny_images.policy,
+            part,
             reward=make_reward(reward),
             price=price,
             num_envs=num_envs,
