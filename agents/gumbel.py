@@ -100,10 +100,6 @@ class ConvNetAIG(Gumbel):
 
 
 def rate_loss(weights: list[Tensor], target: float) -> Tensor:
-    """Return the mean over pieces of (target - share executed in the batch)². Weights of shape (N, options) each.
-
-    Of several options the last counts in full, those between in proportion.
-    """
-    shares = [torch.linspace(0, 1, piece.shape[1]).to(piece) for piece in weights]
-    executed = torch.stack([(piece.mean(0) * share).sum() for piece, share in zip(weights, shares, strict=True)])
+    """Return the mean over pieces of (target - share executed in the batch)². Weights of shape (N, options) each."""
+    executed = torch.stack([1 - piece[:, 0].mean() for piece in weights])
     return (target - executed).square().mean()
