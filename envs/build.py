@@ -105,7 +105,7 @@ def find_backbone(
         return load_backbone(name, weights, class_indices=classes, **shape)
     if classes:
         raise ValueError("class_indices: expected them with weights that know more classes, got none. Pass weights.")
-    from ..backbones.pretrain import pretrained
+    from ..backbones.embedded import pretrained
 
     return pretrained(name, data, **(recipe or {}))
 

@@ -77,7 +77,7 @@ class EarlyExit(ExitTask):
         """Return a backbone with exits: its own, or for embedded data those trained on first use."""
         if backbone.exits:
             return backbone
-        from ..backbones.pretrain import pretrained_exits
+        from ..backbones.embedded import pretrained_exits
 
         asked = options.get("exits")
         return pretrained_exits(backbone, data, () if asked is None else read_places(asked))

@@ -92,7 +92,7 @@ class FrameSelect(LookTask):
         """Return a backbone with a reader: its own, or for embedded data one trained on first use."""
         if backbone.reader is not None:
             return backbone
-        from ..backbones.pretrain import pretrained_reader
+        from ..backbones.embedded import pretrained_reader
 
         asked = {name: options.get(name) for name in ("moments", "preview", "memory")}
         shape = {"moments": 8, "preview": 4} | {name: value for name, value in asked.items() if value is not None}

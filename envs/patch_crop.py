@@ -110,7 +110,7 @@ class PatchCrop(LookTask):
         """Return a backbone with a reader: its own, or for embedded data one trained on first use."""
         if backbone.reader is not None:
             return backbone
-        from ..backbones.pretrain import pretrained_reader
+        from ..backbones.embedded import pretrained_reader
 
         half = max(1, min(backbone.input_shape[1:]) // 2)
         asked = {name: options.get(name) for name in ("glance", "patch", "zooms", "scales", "memory")}

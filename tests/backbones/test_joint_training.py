@@ -8,10 +8,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from skipgym.backbones import load_backbone, make_backbone
-from skipgym.backbones import pretrain as module
+from skipgym.backbones import embedded, load_backbone, make_backbone
+from skipgym.backbones.embedded import embedded_recipe, pretrained
 from skipgym.backbones.exit_training import exit_accuracy
-from skipgym.backbones.pretrain import embedded_recipe, pretrain, pretrained
+from skipgym.backbones.pretrain import pretrain
 from skipgym.backbones.recipe import PretrainConfig, Recipe
 from skipgym.backbones.trainer import Trainer, weighted_sum
 
@@ -119,7 +119,9 @@ def test_weights_load_with_their_exits_and_the_card_tells_each(config, data):
 
 def test_embedded_data_is_learned_without_leaving_blocks_out(data, tmp_path, monkeypatch):
     monkeypatch.setenv("SKIPGYM_CACHE", str(tmp_path))
-    monkeypatch.setitem(module.EMBEDDED, data.name, Recipe(epochs=1, batch_size=16, stochastic_depth=0.5, spare_hard=1))
+    monkeypatch.setitem(
+        embedded.EMBEDDED, data.name, Recipe(epochs=1, batch_size=16, stochastic_depth=0.5, spare_hard=1)
+    )
     first = pretrained(TINY[0], data)
     assert embedded_recipe(TINY[0], data) == Recipe(epochs=1, batch_size=16)
     assert pretrained(TINY[0], data).identity() == first.identity()

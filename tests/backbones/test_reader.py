@@ -7,9 +7,10 @@ import torch
 
 from skipgym.backbones import load_backbone, make_backbone
 from skipgym.backbones.carried import carried_tensors, describe_carried, with_carried
+from skipgym.backbones.embedded import pretrained_reader
 from skipgym.backbones.exits import digest
 from skipgym.backbones.glimpses import crop, encode_macs, glance, place_code
-from skipgym.backbones.pretrain import pretrain, pretrained_reader
+from skipgym.backbones.pretrain import pretrain
 from skipgym.backbones.reader import Reader, reader_tensors
 from skipgym.backbones.reader_training import ReaderRecipe, random_centres, train_reader
 from skipgym.backbones.recipe import PretrainConfig

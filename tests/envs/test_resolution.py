@@ -203,7 +203,7 @@ class TestFirstUse:
     def test_embedded_backbone_is_trained_at_the_tasks_sizes(self, monkeypatch):
         asked = {}
         monkeypatch.setattr(
-            "skipgym.backbones.pretrain.pretrained", lambda name, data, **changes: asked.update(changes) or name
+            "skipgym.backbones.embedded.pretrained", lambda name, data, **changes: asked.update(changes) or name
         )
         data = load("digits")
         find_backbone("resnet20", data, None, recipe=Resolution.recipe(data))
