@@ -3,7 +3,7 @@
 import os
 import tempfile
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -105,18 +105,13 @@ def pretrained_exits(backbone: Backbone, data: ImageData, places: Sequence[int] 
     check_held_out(data)
     recipe = ExitRecipe(places=tuple(places), epochs=EXIT_EPOCHS[data.name])
     name = f"{backbone.fingerprint()}-{data.fingerprint}-{recipe.digest()}.safetensors"
-    weights = cache_dir() / "exits" / name
-    try:
-        return read_exits(backbone, weights)
-    except (ValueError, OSError):  # absent, or damaged: to be trained
-        with _one_thread():
-            trained = train_exits(backbone, data, recipe, quiet=False)
-    try:
-        weights.parent.mkdir(parents=True, exist_ok=True)
-        write_exits(weights, trained, exit_card(trained, data, asdict(recipe)))
-    except OSError as error:
-        warnings.warn(f"The trained exits are not kept: cannot write {weights} ({error}). {_ROOM}", stacklevel=2)
-    return trained
+    return _once(
+        cache_dir() / "exits" / name,
+        "exits",
+        read=lambda weights: read_exits(backbone, weights),
+        train=lambda: train_exits(backbone, data, recipe, quiet=False),
+        write=lambda weights, trained: write_exits(weights, trained, exit_card(trained, data, asdict(recipe))),
+    )
 
 
 def pretrained_reader(backbone: Backbone, data: ImageData, **shape: Any) -> Backbone:
@@ -143,17 +138,34 @@ def pretrained_reader(backbone: Backbone, data: ImageData, **shape: Any) -> Back
     recipe.check_data(data)
     recipe.build(backbone)  # what does not fit is told first
     name = f"{backbone.fingerprint()}-{data.fingerprint}-{recipe.digest()}.safetensors"
-    weights = cache_dir() / "readers" / name
+    return _once(
+        cache_dir() / "readers" / name,
+        "reader",
+        read=lambda weights: read_reader(backbone, weights),
+        train=lambda: train_reader(backbone, data, recipe, quiet=False),
+        write=lambda weights, trained: write_reader(weights, trained, data, recipe),
+    )
+
+
+def _once(
+    weights: Path,
+    what: str,
+    *,
+    read: Callable[[Path], Backbone],
+    train: Callable[[], Backbone],
+    write: Callable[[Path, Backbone], object],
+) -> Backbone:
+    """Return what was kept at a place of the cache, or train it now and keep it there."""
     try:
-        return read_reader(backbone, weights)
+        return read(weights)
     except (ValueError, OSError):  # absent, or damaged: to be trained
         with _one_thread():
-            trained = train_reader(backbone, data, recipe, quiet=False)
+            trained = train()
     try:
         weights.parent.mkdir(parents=True, exist_ok=True)
-        write_reader(weights, trained, data, recipe)
+        write(weights, trained)
     except OSError as error:
-        warnings.warn(f"The trained reader is not kept: cannot write {weights} ({error}). {_ROOM}", stacklevel=2)
+        warnings.warn(f"The trained {what} cannot be kept in {weights} ({error}). {_ROOM}", stacklevel=3)
     return trained
 
 
