@@ -94,7 +94,7 @@ def test_policy_sees_where_was_looked(task):
 class TestBadInput:
     def test_network_without_a_reader_is_told(self):
         with pytest.raises(
-            ValueError, match=r"expected a backbone with a reader, got resnet8-w4 with none\. Train one"
+            ValueError, match=r"expected a backbone with a reader of crops, got resnet8-w4 with none\. Train one"
         ):
             make_task("patch-crop", make_backbone("resnet8-w4", input_shape=(1, 8, 8)))
 
