@@ -23,7 +23,7 @@ class Tabulated(Task):
         live: The task that was tabulated.
         tree: Of its decisions.
         rows: A row for each image, as `Seen.flat` gives it; may be a memory-mapped file. Shape (N, width).
-        images: What people see of each image. Shape (M, C, H, W), uint8.
+        images: The originals, uint8. Shape (M, C, H, W), or of clips (M, T, C, H, W).
         source: Which of `images` a row was made of. Shape (N,).
     """
 
@@ -40,6 +40,10 @@ class Tabulated(Task):
         self.answers = rows[:, shown:].unflatten(1, (tree.answers, live.backbone.num_classes))
         self.leads, self.macs = tree.children.to(self.device), tree.macs.to(self.device)
         self.is_comb = tree.is_comb
+
+    @property
+    def full_macs(self) -> int:
+        return self.live.full_macs
 
     @property
     def most_macs(self) -> int:
@@ -76,7 +80,7 @@ class Tabulated(Task):
         return tickets(torch.zeros(1, dtype=torch.long))
 
     def pictures(self, images: Tensor) -> Tensor:
-        return self.images[self.source[self.prepare(images).cpu()]]
+        return self.live.pictures(self.images[self.source[self.prepare(images).cpu()]])
 
     def untouched(self, images: Tensor) -> Tensor:
         return self._look(self.answers, self.prepare(images), self.tree.untouched)
