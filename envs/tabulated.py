@@ -39,6 +39,7 @@ class Tabulated(Task):
         self.observations = rows[:, :shown].unflatten(1, (nodes, *live.observation_shape))
         self.answers = rows[:, shown:].unflatten(1, (tree.answers, live.backbone.num_classes))
         self.leads, self.macs = tree.children.to(self.device), tree.macs.to(self.device)
+        self.positions = tree.positions.to(self.device)
         self.is_comb = tree.is_comb
 
     @property
@@ -113,7 +114,7 @@ class Tabulated(Task):
         state = state.advance(
             state.features,
             macs=choice.cost(self.macs[node].tolist()),
-            position=int(self.tree.positions[on[0]]) if on else self.horizon,
+            position=int(self.positions[on[0]]) if on else self.horizon,
             node=torch.full_like(state.features, on[0] if on else node),
         )
         if len(answering) == 1:
@@ -125,13 +126,13 @@ class Tabulated(Task):
     def _pick(self, state: State, choice: Choice) -> list[State]:
         """Go where actions lead, each row its own way."""
         node, option = state.memory["node"], self._option(choice)
-        child, position = self.leads[node, option], self.tree.positions.to(self.device)
+        child = self.leads[node, option]
         leaf = child < 0
         answer = self._look(self.answers, state.features, (-1 - child).clamp(min=0))
         at = child.clamp(min=0)
         state = state.advance(state.features, macs=self.macs[node, option].to(state.macs), node=at)
         state = state.finish(answer, when=leaf.to(state.alive))
-        here = position[at]
+        here = self.positions[at]
         groups = [(int(one), here == one) for one in here.unique()]
         return merge(state.select(mask).advance(state.features[mask], macs=0, position=one) for one, mask in groups)
 
