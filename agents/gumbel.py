@@ -29,12 +29,17 @@ class GumbelOptions:
     hard: int = 0
     """0: mixtures forward, which come close to one option as the temperature falls. 1: straight-through, one option
     forward; its gradient is biased, and on cluttered digits at temperature 1 some trainings gave up the hard images."""
+    leash: float = 0.01
+    """Of the mean square of the logits, added to the loss. Without it, a gate that is sure before the price has risen has
+    no gradient left to change its mind by."""
 
     def __post_init__(self) -> None:
         """Check the ranges."""
-        if min(self.learning_rate, self.batch_size, self.start, self.end) <= 0 or self.hard not in (0, 1):
+        positive = min(self.learning_rate, self.batch_size, self.start, self.end) > 0
+        if not positive or self.hard not in (0, 1) or self.leash < 0:
             raise ValueError(
-                f"gumbel: expected positive learning_rate, batch_size, start, end, and hard 0 or 1; got {self}."
+                "gumbel: expected positive learning_rate, batch_size, start, end, hard 0 or 1, and leash >= 0; "
+                f"got {self}."
             )
 
 
@@ -46,6 +51,7 @@ class AIGOptions(GumbelOptions):
     start: float = 1.0
     end: float = 1.0
     hard: int = 1
+    leash: float = 0.0
     rate: float = 0.6
     """How often each block is to be executed, where there is no compute target."""
     weight: float = 2.0
@@ -60,7 +66,10 @@ class AIGOptions(GumbelOptions):
 
 @register_agent("gumbel", "gates by Gumbel-softmax, annealed or straight-through, to a price or a compute target")
 class Gumbel(RelaxedLearner):
-    """Minimises cross-entropy + price x compute, both differentiable in the gates. The noise is off at evaluation."""
+    """Minimises cross-entropy + price x compute, both differentiable in the gates, + leash x mean square of the logits.
+
+    The noise is off at evaluation.
+    """
 
     agent = "gumbel"
     options: GumbelOptions = GumbelOptions()
@@ -74,7 +83,11 @@ class Gumbel(RelaxedLearner):
         return gumbel(options.start * (options.end / options.start) ** progress, hard=bool(options.hard))
 
     def loss(self, trial: Trial, progress: float) -> Tensor:
-        return (trial.error + trial.price * trial.compute).mean()
+        return (trial.error + trial.price * trial.compute).mean() + self.leash(trial)
+
+    def leash(self, trial: Trial) -> Tensor:
+        """Return the mean square of the logits times its weight."""
+        return self.options.leash * torch.cat(trial.decider.drawn_from, 1).square().mean()
 
     def check(self, task: Task, options: Mapping[str, Any]) -> None:
         read_options(type(self).options, options, self.agent)
@@ -97,9 +110,8 @@ class ConvNetAIG(Gumbel):
             self.target = random_rate(setting.task, setting.lagrange.target)
 
     def loss(self, trial: Trial, progress: float) -> Tensor:
-        return trial.error.mean() + self.options.weight * rate_loss(
-            trial.decider.weights, self.target, alike=trial.decider.task.alike
-        )
+        rates = rate_loss(trial.decider.weights, self.target, alike=trial.decider.task.alike)
+        return trial.error.mean() + self.options.weight * rates + self.leash(trial)
 
 
 def rate_loss(weights: list[Tensor], target: float, *, alike: bool = False) -> Tensor:

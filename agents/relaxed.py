@@ -88,6 +88,7 @@ class SoftDecider:
     Attributes:
         observations: What the gate was shown so far, without gradients; each (N, ...).
         weights: Of each piece so far, each (N, options).
+        drawn_from: Logits of each piece so far, each (N, options).
         before: MACs that each row had spent before each position, policy aside. Each (N,).
         macs: The gate's cost so far. Shape (N,).
         spent: MACs of one row that running every branch took.
@@ -99,6 +100,7 @@ class SoftDecider:
         self.gate_macs, self.macs = gate.macs(), torch.zeros_like(price)
         self.observations: list[Tensor] = []
         self.weights: list[Tensor] = []
+        self.drawn_from: list[Tensor] = []
         self.before: list[Tensor] = []
         self.spent: list[float] = []
         self.mixed: list[Tensor] = []
@@ -109,9 +111,11 @@ class SoftDecider:
         observation = self.gate.layout.join(self.task.observe(state), state.position, self.price)
         logits, self.memory = self.gate(observation, self.memory)
         check_logits(logits.detach())
-        weights = [self.draw(part) for part in logits.split(list(self.gate.decisions), 1)]
+        parts = list(logits.split(list(self.gate.decisions), 1))
+        weights = [self.draw(part) for part in parts]
         self.observations.append(observation.detach())
         self.weights += weights
+        self.drawn_from += parts
         self.before.append(state.macs)
         self.macs = self.macs + state.alive * self.gate_macs
         return Metered(weights, self.spent, self.mixed)

@@ -1,4 +1,4 @@
-"""Cluttered digits: a digit somewhere on a canvas, sometimes amid pieces of others. Easy and hard images by design."""
+"""Cluttered digits: in the middle of a canvas, or somewhere amid pieces of others. Easy and hard images by design."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -55,11 +55,12 @@ LARGE = Clutter(size=32, share=1.0, fewest=4, most=8)
 """What lies on the canvases of `cluttered-canvas`."""
 
 
-@register_data("cluttered-digits", description="a digit on a 12x12 canvas, one in four amid clutter, grey, embedded")
+@register_data("cluttered-digits", description="a digit on 12x12 pixels, one in four anywhere amid clutter, grey, embedded")
 def cluttered_digits() -> Source:
     """Return scikit-learn's digits on canvases of 12 x 12, a quarter of them amid two to five pieces of other digits.
 
-    The digits are split first, so that no part holds a digit, or a piece of one, of another.
+    A digit alone is in the middle, one amid pieces anywhere. The digits are split first, so that no part holds a digit,
+    or a piece of one, of another.
     """
     return scattered("cluttered-digits", Clutter(), COPIES)[0]
 
@@ -105,7 +106,7 @@ def scattered(name: str, clutter: Clutter, copies: Mapping[str, int]) -> tuple[S
 
 
 def canvases(part: Part, clutter: Clutter, generator: torch.Generator) -> tuple[Part, Tensor, Tensor]:
-    """Put each image somewhere on a canvas of its own, above the clutter.
+    """Put each image on a canvas of its own: in the middle where it is alone, else somewhere, above the clutter.
 
     Where things overlap the brighter pixel stays.
 
@@ -129,6 +130,7 @@ def canvases(part: Part, clutter: Clutter, generator: torch.Generator) -> tuple[
         put = _places(len(rows), size - clutter.piece + 1, generator)
         _lay(canvas, rows, put, others[_window(torch.arange(len(rows)), cut, clutter.piece)])
     places = _places(count, size - 8 + 1, generator)
+    places[pieces == 0] = (size - 8) // 2
     _lay(canvas, torch.arange(count), places, part.images[:, 0])
     return Part(canvas.unsqueeze(1), part.labels), places, pieces
 

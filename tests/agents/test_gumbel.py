@@ -12,7 +12,7 @@ from skipgym.agents.gate import Gate, VectorTrunk
 from skipgym.agents.gumbel import AIGOptions, ConvNetAIG, Gumbel, GumbelOptions, rate_loss
 from skipgym.agents.learner import make_learner
 from skipgym.agents.policy import GatePolicy
-from skipgym.agents.relaxed import gumbel
+from skipgym.agents.relaxed import attempt, gumbel
 from skipgym.agents.skipnet import SkipNetOptions
 from skipgym.agents.training import TrainConfig, meet, shift_for, train
 from skipgym.envs import Layout, make_task
@@ -29,6 +29,7 @@ class TestOptions:
         [
             *((GumbelOptions, {name: 0}) for name in ("learning_rate", "start", "end")),
             (GumbelOptions, {"hard": 2}),
+            (GumbelOptions, {"leash": -1}),
             (AIGOptions, {"rate": 1.5}),
             (AIGOptions, {"rate": -0.1}),
             (AIGOptions, {"weight": -1}),
@@ -75,6 +76,27 @@ class TestTemperature:
             torch.testing.assert_close(drawn, gumbel(1.0)(logits))
             assert drawn.round().sum(1).tolist() == [1.0] * 20
             torch.testing.assert_close(drawn, drawn.round())
+
+
+class TestLeash:
+    @staticmethod
+    def gradient(task, data, leash):
+        """Return the gradient of the bias of the gate's last layer, which is sure of executing every block."""
+        learner = Gumbel()
+        learner.begin(setting(task, leash=leash))
+        gate = Gate(Layout.of(task, priced=False), task.decisions, hidden=8)
+        torch.nn.init.zeros_(gate.head.weight)
+        with torch.no_grad():
+            gate.head.bias.copy_(torch.tensor([-200.0, 200.0]))
+        images, labels = task.prepare(data.policy.images[:8]), data.policy.labels[:8]
+        trial = attempt(task, gate, (task.begin(images), labels, torch.full((8,), 5.0)), learner.draw(0.5))
+        learner.loss(trial, 0.5).backward()
+        return gate.head.bias.grad
+
+    def test_a_gate_that_is_sure_can_still_change_its_mind(self, tell, dark_or_bright):
+        """Its softmax is flat; the mean square of the logits -200 and 200 has the gradients -200 and 200."""
+        assert self.gradient(tell, dark_or_bright, 0.0).tolist() == [0.0, 0.0]
+        torch.testing.assert_close(self.gradient(tell, dark_or_bright, 0.01), torch.tensor([-2.0, 2.0]))
 
 
 class TestRates:

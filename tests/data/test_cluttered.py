@@ -40,6 +40,7 @@ def test_a_canvas_without_clutter_holds_its_digit_and_nothing_else(digits):
     made, places, pieces = canvases(digits, Clutter(size=20, share=0.0), generator())
     assert torch.equal(window(made.images, places), digits.images[:, 0])
     assert torch.equal(made.images.sum((1, 2, 3)), digits.images.sum((1, 2, 3)))
+    assert places.tolist() == [[6, 6]] * len(digits)  # in the middle
     assert pieces.tolist() == [0] * len(digits)
 
 
