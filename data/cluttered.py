@@ -55,7 +55,7 @@ LARGE = Clutter(size=32, share=1.0, fewest=4, most=8)
 """What lies on the canvases of `cluttered-canvas`."""
 
 
-@register_data("cluttered-digits", description="a digit on 12x12 pixels, one in four anywhere amid clutter, grey, embedded")
+@register_data("cluttered-digits", description="a digit on 12x12 pixels, one in four amid clutter, grey, embedded")
 def cluttered_digits() -> Source:
     """Return scikit-learn's digits on canvases of 12 x 12, a quarter of them amid two to five pieces of other digits.
 

@@ -28,7 +28,7 @@ class Config:
     """Directory for everything that the demo leaves. A stopped demo goes on; beside a finished one the next number."""
     seeds: int = 3
     """Trainings of each method."""
-    images: int = 50_000
+    images: int = 40_000
     """Budget of a training: the backbone's MACs of so many images with everything executed."""
     compute: float = 0.49
     """Share of the full network's MACs to stay within, policy included."""
