@@ -11,7 +11,7 @@ demo: $(VENV)/.installed
 	$(BIN)/skipgym demo --out demo
 
 test: check
-	$(BIN)/pytest
+	$(BIN)/pytest --numprocesses auto --dist loadfile
 
 check: $(VENV)/.installed
 	$(BIN)/ruff check .

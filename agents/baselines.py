@@ -14,7 +14,7 @@ from ..envs.outcomes import Path, outcomes
 from ..envs.rollout import Run, relax, rollout
 from ..envs.task import Task
 from .budget import lowest
-from .policy import Decider, RandomPolicy, StaticPolicy
+from .policy import Decider, RandomPolicy, StaticPolicy, random_weights
 
 EXHAUSTIVE = 10
 """Up to so many binary pieces all subsets are tried; of other decisions up to as many paths."""
@@ -25,7 +25,7 @@ def full_accuracy(task: Task, part: Part, *, batch_size: int = 512) -> float:
     right = 0
     with torch.inference_mode():
         for images, labels, _ in part.batches(batch_size):
-            right += int((task.backbone(task.prepare(images)).argmax(1).cpu() == labels).sum())
+            right += int((task.untouched(images).argmax(1).cpu() == labels).sum())
     return right / len(part)
 
 
@@ -37,14 +37,14 @@ def random_rate(task: Task, compute: float) -> float:
     """
     check_budget(task, compute)
     least, most = (macs / task.full_macs for macs in (task.least_macs, task.most_macs))
-    if not task.has_exits:  # each piece is decided about, so that cost is linear in the rate
+    if not task.has_exits and set(task.decisions) == {2}:  # every piece is decided about: cost is linear in the rate
         return min(1.0, (compute - least) / (most - least))
-    inputs = task.prepare(torch.zeros((1, *task.backbone.input_shape)))
-    start = task.begin(inputs)
+    start = task.begin(task.prepare(task.blank()))
 
     def spent(out: float) -> float:
-        """Return the expected compute when a share `out` of those who come to an exit leave there."""
-        weights = torch.tensor([[out, 1 - out]], device=task.device)
+        """Return the expected compute at a rate of 1 - `out`."""
+        shares = [random_weights(1 - out, options, alike=task.alike) for options in task.decisions]
+        weights = [torch.tensor([one], device=task.device) for one in shares]
         return float(relax(task, start, lambda _: Soft(weights)).macs) / task.full_macs
 
     with torch.inference_mode():
@@ -53,7 +53,7 @@ def random_rate(task: Task, compute: float) -> float:
 
 def random_policy(task: Task, compute: float, *, seed: int = 0) -> RandomPolicy:
     """Return the random policy of a given compute."""
-    return RandomPolicy(random_rate(task, compute), task.decisions, seed=seed)
+    return RandomPolicy(random_rate(task, compute), task.decisions, alike=task.alike, seed=seed)
 
 
 def best_static(task: Task, part: Part, compute: float, *, images: int = 1000) -> StaticPolicy:
@@ -63,7 +63,7 @@ def best_static(task: Task, part: Part, compute: float, *, images: int = 1000) -
     time the one whose loss hurts least, and then swapped while that helps.
 
     Args:
-        task: With decisions of two options, or with few paths.
+        task: With decisions of two options, with options that are alike, or with few paths.
         part: Where accuracy is measured: never the test part.
         compute: Share of the full network's MACs.
         images: At most so many are looked at.
@@ -71,9 +71,10 @@ def best_static(task: Task, part: Part, compute: float, *, images: int = 1000) -
     Raises:
         ValueError: If there are many paths of more than two options, or the budget is below the cheapest way.
     """
-    part, paths = part.subset(images), _all_paths(task)
+    part = part.subset(images)
     check_budget(task, compute)
-    keep = _best_of(paths, task, part, compute) if paths else _Search(task, part, compute).greedy()
+    points = _known_points(task, part)
+    keep = _best_of(points, compute) if points else _Search(task, part, compute).greedy()
     return StaticPolicy(keep, len(task.decisions))
 
 
@@ -94,22 +95,42 @@ def static_frontier(task: Task, part: Part, *, images: int = 1000) -> list[Stati
     least missed piece, again and again, passes by. Of decisions with more options every path is one.
 
     Args:
-        task: With decisions of two options, or with few paths.
+        task: With decisions of two options, with options that are alike, or with few paths.
         part: Where accuracy is measured: never the test part.
         images: At most so many are looked at.
 
     Raises:
         ValueError: If there are many paths of more than two options.
     """
-    part, paths = part.subset(images), _all_paths(task)
-    if paths:
-        return _hull(_points(task, part, paths))
+    part = part.subset(images)
+    if points := _known_points(task, part):
+        return _hull(points)
     keep, seen = (1,) * len(task.pieces), []
     while any(keep):
         tried = _points(task, part, _removals(keep) if seen else [keep, *_removals(keep)])
         seen += tried
         keep = max((p for p in tried if sum(p.path) < sum(keep)), key=lambda p: (p.accuracy, -p.compute)).path
     return _hull(seen)
+
+
+def _known_points(task: Task, part: Part) -> list[StaticPoint]:
+    """Return what fixed paths come to, where they need not be searched for by leaving out."""
+    if task.paths is None and task.alike:
+        return _growing(task, part)
+    paths = _all_paths(task)
+    return _points(task, part, paths) if paths else []
+
+
+def _growing(task: Task, part: Part) -> list[StaticPoint]:
+    """Return the beginnings of the task's own way, and of one that each time takes the option that helps most."""
+    none = (0,) * len(task.pieces)
+    points = _points(task, part, [(*task.onward[:count], *none[count:]) for count in range(len(none) + 1)])
+    taken = none
+    for index in range(len(none)):
+        tried = _points(task, part, [_with(taken, index, option) for option in range(1, task.decisions[0])])
+        taken = max(tried, key=lambda p: (p.accuracy, -p.compute)).path
+        points += tried
+    return points
 
 
 def _points(task: Task, part: Part, paths: list[Path]) -> list[StaticPoint]:
@@ -163,9 +184,8 @@ def check_budget(task: Task, compute: float) -> None:
         )
 
 
-def _best_of(paths: list[Path], task: Task, part: Part, compute: float) -> Path:
-    """Return the best of all paths that fit; of equals the cheapest."""
-    points = _points(task, part, paths)
+def _best_of(points: list[StaticPoint], compute: float) -> Path:
+    """Return the best of the paths that fit; of equals the cheapest."""
     return max((p for p in points if p.compute <= compute), key=lambda p: (p.accuracy, -p.compute)).path
 
 

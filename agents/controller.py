@@ -75,7 +75,7 @@ class Controller(nn.Module):
         Raises:
             ValueError: If the images do not fit the backbone, or the price is negative.
         """
-        self.task.backbone.check_images(images)
+        self.task.check_images(images)
         price = self.price if price is None else price
         if not 0 <= price < float("inf"):
             raise ValueError(f"price: expected a number >= 0, got {price}.")

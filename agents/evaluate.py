@@ -14,6 +14,7 @@ from torch import Tensor
 from ..data import Part
 from ..envs.task import Task
 from .controller import Controller
+from .policy import full_policy
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,33 @@ def measure(controller: Controller, part: Part, *, price: float | None = None, b
     )
 
 
+def measure_full(task: Task, part: Part, *, batch_size: int = 512) -> Measured:
+    """Measure the full network: the task with nothing left out where that is it, else the network outside the task."""
+    if task.reaches_full:
+        return measure(Controller(task, full_policy(task)), part, batch_size=batch_size)
+    return _untouched(task, part, batch_size)
+
+
+@torch.inference_mode()
+def _untouched(task: Task, part: Part, batch_size: int) -> Measured:
+    """Run the untouched network over images; nothing is decided."""
+    answers = torch.cat([task.untouched(images).argmax(1).cpu() for images, _, _ in part.batches(batch_size)])
+    correct = answers == part.labels
+    return Measured(
+        accuracy=int(correct.sum()) / len(part),
+        macs=float(task.full_macs),
+        policy_macs=0.0,
+        compute=1.0,
+        execution=[0.0] * len(task.pieces),
+        unique_paths=1,
+        correct=correct,
+        actions=torch.full((len(part), len(task.pieces)), -1),
+        answers=answers,
+        compute_of=torch.ones(len(part)),
+        count=len(part),
+    )
+
+
 def result_row(
     task: Task,
     measured: Measured,
@@ -109,8 +137,30 @@ def result_row(
         "count": measured.count,
         "unique_paths": measured.unique_paths,
         "execution": dict(zip(task.pieces, measured.execution, strict=True)),
+        "chosen": dict(zip(task.pieces, option_counts(measured.actions, task), strict=True)),
         **more,
     }
+
+
+def option_counts(actions: Tensor, task: Task) -> list[list[int]]:
+    """Return for each piece how often each of its options was chosen.
+
+    Args:
+        actions: -1 where nothing was decided. Shape (N, pieces).
+        task: Says how many options there are.
+    """
+    options = list(task.decisions) * task.horizon
+    return [[int((actions[:, i] == option).sum()) for option in range(count)] for i, count in enumerate(options)]
+
+
+def chosen_lines(row: Mapping[str, Any]) -> list[str]:
+    """Return what was chosen among more than two options, as lines to print: one for each such piece of a row."""
+    lines = []
+    for piece, counts in row.get("chosen", {}).items():  # earlier results have none
+        if len(counts) > 2:
+            shares = ", ".join(f"{i} {count / max(1, sum(counts)):.1%}" for i, count in enumerate(counts))
+            lines.append(f"{row['method']}, {piece}: option {shares}")
+    return lines
 
 
 def write_results(path: Path, rows: Sequence[Mapping[str, Any]], **meta: Any) -> None:

@@ -134,10 +134,20 @@ class Gate(nn.Module):
         decisions: Options of each part of a decision.
         hidden: Width.
         recurrent: Whether an LSTM remembers earlier positions.
+        alike: Whether options above 0 are alike, see `Task`.
     """
 
-    def __init__(self, layout: Layout, decisions: Sequence[int], *, hidden: int = 64, recurrent: bool = False):
+    def __init__(
+        self,
+        layout: Layout,
+        decisions: Sequence[int],
+        *,
+        hidden: int = 64,
+        recurrent: bool = False,
+        alike: bool = False,
+    ):
         super().__init__()
+        self.alike = alike
         self.layout, self.decisions, self.hidden, self.recurrent = layout, tuple(decisions), hidden, recurrent
         self.trunk = make_trunk(layout, hidden)
         self.core = nn.LSTMCell(hidden, hidden) if recurrent else None
@@ -167,6 +177,14 @@ class Gate(nn.Module):
 
 
 @torch.no_grad()
-def open_wide(head: nn.Linear, decisions: Sequence[int]) -> None:
-    """Let the last layer of a gate begin near the full network."""
-    head.bias[torch.tensor(decisions).cumsum(0) - 1] += OPEN_BIAS
+def open_wide(head: nn.Linear, decisions: Sequence[int], *, alike: bool = False) -> None:
+    """Let the last layer of a gate begin near the full network; where options above 0 are alike, with any of those.
+
+    Option 0 then is as likely as if there were one other only.
+    """
+    others = torch.tensor(decisions) - 1
+    last = others.add(1).cumsum(0) - 1
+    if alike:
+        head.bias[last - others] += others.log() - OPEN_BIAS
+    else:
+        head.bias[last] += OPEN_BIAS

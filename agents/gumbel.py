@@ -96,10 +96,17 @@ class ConvNetAIG(Gumbel):
             self.target = random_rate(setting.task, setting.lagrange.target)
 
     def loss(self, trial: Trial, progress: float) -> Tensor:
-        return trial.error.mean() + self.options.weight * rate_loss(trial.decider.weights, self.target)
+        return trial.error.mean() + self.options.weight * rate_loss(
+            trial.decider.weights, self.target, alike=trial.decider.task.alike
+        )
 
 
-def rate_loss(weights: list[Tensor], target: float) -> Tensor:
-    """Return the mean over pieces of (target - share executed in the batch)². Weights of shape (N, options) each."""
-    executed = torch.stack([1 - piece[:, 0].mean() for piece in weights])
+def rate_loss(weights: list[Tensor], target: float, *, alike: bool = False) -> Tensor:
+    """Return the mean over pieces of (target - share executed in the batch)². Weights of shape (N, options) each.
+
+    Of several options the last counts in full, those between in proportion; where those above 0 are alike, each does.
+    """
+    shares = [torch.linspace(0, 1, piece.shape[1]).to(piece) for piece in weights]
+    shares = [share.ceil() for share in shares] if alike else shares
+    executed = torch.stack([(piece.mean(0) * share).sum() for piece, share in zip(weights, shares, strict=True)])
     return (target - executed).square().mean()

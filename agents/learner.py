@@ -64,8 +64,9 @@ class Setting:
 
     def gate(self, *, recurrent: bool = False) -> Gate:
         """Return a new gate, the same architecture for every learner."""
-        gate = Gate(self.layout, self.task.decisions, hidden=self.hidden, recurrent=recurrent)
-        return gate.to(self.task.device)
+        task = self.task
+        gate = Gate(self.layout, task.decisions, hidden=self.hidden, recurrent=recurrent, alike=task.alike)
+        return gate.to(task.device)
 
     def engine(self, *, policy_macs: int) -> Engine:
         """Return the environment to train in, seeded."""
@@ -88,7 +89,10 @@ class Setting:
         decisions = torch.tensor(self.task.decisions)
         for _ in range(self.task.horizon - 1):
             keep = torch.rand((self.num_envs, len(decisions)), generator=generator) < 0.8
-            actions = keep * (decisions - 1)
+            taken = decisions - 1
+            if self.task.alike:
+                taken = 1 + (torch.rand(keep.shape, generator=generator) * taken).long()
+            actions = keep * taken
             seen.append(engine.step(actions.squeeze(1) if len(decisions) == 1 else actions).observation)
         engine.drain()
         return torch.cat(seen)

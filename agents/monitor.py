@@ -13,6 +13,7 @@ from ..envs.tally import Tally
 from ..envs.task import Task
 from .controller import Controller
 from .evaluate import Measured, measure
+from .pictures import draw_story, is_drawable
 from .policy import Policy
 
 
@@ -21,7 +22,8 @@ class Monitor:
 
     Metrics: `train/reward`, `train/accuracy`, `train/compute`, `train/price` over the last episodes;
     `execution/PIECE`, how often it was executed; `val/accuracy`, `val/compute`, `val/score`, `val/unique_paths`;
-    `decisions`, an image with a row for each of 64 validation images and a column for each piece, white if executed.
+    `decisions`, an image with a row for each of 64 validation images and a column for each piece, white if executed;
+    `looks/0` … `looks/3`, where a task looks at places: those of four images, and how the answer grew surer.
 
     Args:
         task: The task.
@@ -131,8 +133,12 @@ class Monitor:
     def _log_decisions(self, policy: Policy) -> None:
         if not self.writer:
             return
-        decision = Controller(self.task, policy, price=self.prices[0])(self.val.images[:64])
+        controller = Controller(self.task, policy, price=self.prices[0])
+        decision = controller(self.val.images[:64])
         order = decision.macs.argsort()
         picture = (decision.actions[order] > 0).float().repeat_interleave(4, 0).repeat_interleave(8, 1)
         self.writer.add_image("decisions", picture.cpu(), self.seen, dataformats="HW")
+        if is_drawable(self.task):
+            for index, image in enumerate(self.val.images[:4]):
+                self.writer.add_figure(f"looks/{index}", draw_story(controller, image), self.seen)
         self.writer.add_histogram("val/compute_of_images", torch.as_tensor(decision.compute), self.seen)

@@ -11,7 +11,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..data import Part
-from ..envs.outcomes import Path, candidate_paths, outcomes
+from ..envs.outcomes import Path, candidate_paths, looking_paths, outcomes
 from ..envs.task import Task
 from .baselines import check_budget
 
@@ -75,7 +75,8 @@ def bounds(
         task: One in which all rows stay together while they choose alike.
         part: Where outcomes are looked up.
         targets: Compute, as shares of the full network's MACs.
-        limit: Up to so many paths all are followed; of more, for decisions of two options, those of `candidate_paths`.
+        limit: Up to so many paths all are followed; of more, for decisions of two options, those of `candidate_paths`,
+            and for options that are alike those that look least often.
         images: At most so many are looked at.
         quiet: Whether to draw no progress bar.
 
@@ -101,6 +102,8 @@ def paths_to_follow(task: Task, limit: int) -> tuple[list[Path], bool]:
     count = prod(pieces)
     if count <= limit:
         return list(product(*map(range, pieces))), True
+    if task.alike:
+        return looking_paths(task.decisions[0] - 1, task.horizon, limit)
     if set(pieces) != {2}:
         raise ValueError(
             f"paths: expected at most {limit:,} or decisions of two options, got {count:,} paths of {task.horizon} "
@@ -200,4 +203,4 @@ def _look(task: Task, part: Part, paths: list[Path], quiet: bool) -> _Look:
 @torch.inference_mode()
 def full_answers(task: Task, images: Tensor) -> Tensor:
     """Return the classes that the untouched network answers. Shape (N,)."""
-    return task.backbone(task.prepare(images)).argmax(1)
+    return task.untouched(images).argmax(1)

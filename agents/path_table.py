@@ -23,9 +23,10 @@ from tqdm import tqdm
 
 from ..data import Augment
 from ..envs.observation import Layout
-from ..envs.outcomes import Path, candidate_paths, outcomes
+from ..envs.outcomes import Path, outcomes
 from ..envs.task import Task
 from .learner import Learner, Setting, read_options, register_agent
+from .oracle import paths_to_follow
 from .path_policy import PathNet, PathPolicy
 
 PRICES = (0.05, 0.1, 0.2, 0.4, 0.8)
@@ -88,9 +89,7 @@ class PathTable(Learner):
         return policy
 
     def check(self, task: Task, options: Mapping[str, Any]) -> None:
-        read_options(PathTableOptions(), options, "path-table")
-        if set(task.decisions) != {2}:
-            raise ValueError(f"path-table: expected decisions of two options, got {task.decisions}.")
+        paths_to_follow(task, read_options(PathTableOptions(), options, "path-table").search_paths)
 
 
 def search(setting: Setting, options: PathTableOptions, generator: torch.Generator) -> list[Path]:
@@ -98,8 +97,8 @@ def search(setting: Setting, options: PathTableOptions, generator: torch.Generat
 
     The best of many on few images are partly lucky; so several of each class are looked at again on other images.
     """
-    full = (1,) * len(setting.task.pieces)
-    paths = setting.task.paths or candidate_paths(len(full), options.search_paths)
+    full = tuple(count - 1 for count in setting.task.decisions) * setting.task.horizon
+    paths, _ = paths_to_follow(setting.task, options.search_paths)
     paths = _best(setting, options, paths, options.search_images, SHORTLIST, generator)
     paths = _best(setting, options, paths, RECHECK * options.search_images, 1, generator)
     return sorted({*paths, full})

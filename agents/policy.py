@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import asdict
+from math import comb
 from typing import Any
 
 import torch
@@ -56,8 +57,8 @@ class GatePolicy(Policy):
 
     Args:
         gate: The network.
-        shift: Added to the logit of a part's last option, and in proportion to those between: moves the threshold, and
-            with it the compute.
+        shift: Added to the logit of a part's last option, and in proportion to those between; where options above 0 are
+            alike, to all of those: moves the threshold, and with it the compute.
     """
 
     def __init__(self, gate: Gate, *, shift: float = 0.0):
@@ -73,7 +74,7 @@ class GatePolicy(Policy):
         """
         logits, memory = self.gate.at(state.position, features, price, memory)
         check_logits(logits)
-        return greedy(logits, self.gate.decisions, shift=self.shift), memory
+        return greedy(logits, self.gate.decisions, shift=self.shift, alike=self.gate.alike), memory
 
     def config(self) -> dict[str, Any]:
         """Return how to build it again (JSON)."""
@@ -84,6 +85,7 @@ class GatePolicy(Policy):
             "decisions": list(gate.decisions),
             "hidden": gate.hidden,
             "recurrent": gate.recurrent,
+            "alike": gate.alike,
             "shift": self.shift,
         }
 
@@ -112,29 +114,52 @@ class StaticPolicy(Policy):
         return {"kind": "static", "actions": self.actions.flatten().tolist(), "parts": self.parts}
 
 
+def random_weights(rate: float, options: int, *, alike: bool = False) -> list[float]:
+    """Return how likely each option is at a rate: that of so many heads among `options` - 1 coins.
+
+    From option 0 only, at rate 0, to the last only, at 1; of two options the last comes with the rate itself. Options
+    above 0 that are alike share the rate evenly instead.
+    """
+    if alike:
+        return [1 - rate, *[rate / (options - 1)] * (options - 1)]
+    coins = options - 1
+    return [comb(coins, heads) * rate**heads * (1 - rate) ** (coins - heads) for heads in range(options)]
+
+
 class RandomPolicy(Policy):
-    """Each piece is executed with the same probability, by coin; among several options to execute, any.
+    """Each piece is executed with the same probability, by coin; of several options, see `random_weights`.
 
     Args:
-        rate: Probability that an option other than 0 is taken.
+        rate: 0 takes option 0 everywhere, 1 the last, or any other where they are alike.
         decisions: Options of each part.
+        alike: Whether the options above 0 are alike, as places are.
         seed: Of its generator.
     """
 
-    def __init__(self, rate: float, decisions: Sequence[int], *, seed: int = 0):
+    def __init__(self, rate: float, decisions: Sequence[int], *, alike: bool = False, seed: int = 0):
         super().__init__()
         if not 0 <= rate <= 1:
             raise ValueError(f"rate: expected 0 … 1, got {rate}.")
         self.rate, self.decisions = rate, tuple(decisions)
+        self.weights = [random_weights(rate, options, alike=alike) for options in self.decisions]
         self.generator = torch.Generator().manual_seed(seed)
 
     def act(self, features: Tensor, state: State, price: Tensor, memory: Tensor | None) -> tuple[Tensor, None]:
         """Toss the coins."""
         shape = (len(features), len(self.decisions))
-        keep = torch.rand(shape, generator=self.generator) < self.rate
-        others = torch.tensor(self.decisions) - 1
-        option = 1 + (torch.rand(shape, generator=self.generator) * others).long()
-        return (keep * option).to(features.device), None
+        any_at_all, which = (torch.rand(shape, generator=self.generator) for _ in range(2))
+        parts = [
+            (any_at_all[:, part] < 1 - weights[0])
+            * (1 + torch.bucketize(which[:, part].contiguous(), _shares(weights[1:])))
+            for part, weights in enumerate(self.weights)
+        ]
+        return torch.stack(parts, 1).to(features.device), None
+
+
+def _shares(weights: Sequence[float]) -> Tensor:
+    """Return where 0…1 is to be cut so that its parts are as these weights. Shape (len(weights) - 1,)."""
+    parts = torch.tensor(weights)
+    return (parts.cumsum(0) / parts.sum().clamp(min=torch.finfo(parts.dtype).tiny))[:-1]
 
 
 def make_policy(config: dict[str, Any]) -> Policy:
@@ -150,12 +175,13 @@ def make_policy(config: dict[str, Any]) -> Policy:
     if config["kind"] == "threshold":
         from .threshold import ThresholdPolicy
 
-        return ThresholdPolicy(config["score"], config["thresholds"])
+        return ThresholdPolicy(config["score"], config["thresholds"], onward=config.get("onward", ()))
     if config["kind"] == "static":
         return StaticPolicy(config["actions"], config["parts"])
     if config["kind"] == "gate":
         layout = Layout(tuple(config["layout"]["shape"]), config["layout"]["positions"], config["layout"]["priced"])
-        gate = Gate(layout, config["decisions"], hidden=config["hidden"], recurrent=config["recurrent"])
+        shape = {"hidden": config["hidden"], "recurrent": config["recurrent"], "alike": config.get("alike", False)}
+        gate = Gate(layout, config["decisions"], **shape)
         return GatePolicy(gate, shift=config.get("shift", 0.0))
     raise ValueError(
         f"policy: expected kind gate, path, static or threshold, got {config['kind']!r}. It needs a newer skipgym."
@@ -163,9 +189,8 @@ def make_policy(config: dict[str, Any]) -> Policy:
 
 
 def full_policy(task: Task) -> StaticPolicy:
-    """Return the policy that executes everything."""
-    parts = len(task.decisions)
-    return StaticPolicy([count - 1 for count in task.decisions] * task.horizon, parts)
+    """Return the policy that leaves nothing out."""
+    return StaticPolicy(task.onward, len(task.decisions))
 
 
 class Decider:
@@ -198,10 +223,11 @@ class Decider:
         return Hard(actions.squeeze(1) if actions.shape[1] == 1 else actions)
 
 
-def greedy(logits: Tensor, decisions: Sequence[int], *, shift: float = 0.0) -> Tensor:
+def greedy(logits: Tensor, decisions: Sequence[int], *, shift: float = 0.0, alike: bool = False) -> Tensor:
     """Return the likeliest option of each part, after a shift towards the last. (N, sum of decisions) to (N, parts)."""
     if shift:
-        logits = logits + torch.cat([torch.linspace(0, shift, count) for count in decisions]).to(logits)
+        slopes = torch.cat([torch.linspace(0, shift, count) for count in decisions]).to(logits)
+        logits = logits + (torch.where(slopes == 0, slopes, shift) if alike else slopes)
     if len(decisions) == 1:
         return logits.argmax(1, keepdim=True)
     return torch.stack([part.argmax(1) for part in logits.split(list(decisions), 1)], 1)

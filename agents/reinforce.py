@@ -1,6 +1,6 @@
 """REINFORCE with a self-critical baseline, bounded probabilities and a curriculum (BlockDrop, Wu et al. 2018)."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..envs.choice import Hard
+from ..envs.gains import right_probability
 from ..envs.rewards import Outcome, Reward, Spent
 from ..envs.rollout import Run, follow
 from ..envs.state import State
@@ -49,12 +50,20 @@ def bounded(probabilities: Tensor, bound: float) -> Tensor:
     return bound * probabilities + (1 - bound) * (1 - probabilities) / (probabilities.shape[1] - 1)
 
 
-def episode_reward(reward: Reward, run: Run, labels: Tensor, price: Tensor, task: Task, policy_macs: int) -> Tensor:
-    """Return what whole episodes earn: the rewards are additive, so the steps are paid in one. Shape (N,)."""
+def episode_reward(
+    reward: Reward, run: Run, labels: Tensor, price: Tensor, task: Task, policy_macs: int, start: State | None = None
+) -> Tensor:
+    """Return what whole episodes earn: the rewards are additive, so the steps are paid in one. Shape (N,).
+
+    `start` is the state before the first decision, for rewards that pay for a gain over it.
+    """
     pieces, kept = len(task.pieces), run.kept.float()
     decided = run.decided(task.horizon)
     compute = ((run.macs + decided * policy_macs) / task.full_macs).float()
-    spent = Spent(kept, pieces, compute, price, pieces)
+    gain = None
+    if reward.gain_over and start is not None:
+        gain = right_probability(run.logits, labels) - right_probability(task.answer_now(start), labels)
+    spent = Spent(kept, pieces, compute, price, pieces, gain)
     return reward.step(spent) + reward.end(Outcome(run.logits, labels, kept, price, pieces))
 
 
@@ -92,7 +101,7 @@ class Sampler:
 
     def _draw(self, logits: Tensor, rows: Tensor, piece: int) -> Tensor:
         if piece < self.forced:
-            return torch.full_like(rows, logits.shape[1] - 1)
+            return torch.full_like(rows, self.task.onward[piece])
         probabilities = bounded(F.softmax(logits, 1), self.bound)
         drawn = torch.multinomial(probabilities.detach(), 1, generator=self.generator)
         log = probabilities.log()
@@ -104,15 +113,15 @@ class Sampler:
 class _Forced(Policy):
     """A policy whose first pieces are always executed; for the baseline during the curriculum."""
 
-    def __init__(self, policy: GatePolicy, forced: int):
+    def __init__(self, policy: GatePolicy, forced: int, onward: Sequence[int]):
         super().__init__()
-        self.policy, self.forced = policy, forced
+        self.policy, self.forced, self.onward = policy, forced, onward
 
     def act(self, features: Tensor, state: State, price: Tensor, memory: Tensor | None) -> tuple[Tensor, Tensor | None]:
         actions, memory = self.policy.act(features, state, price, memory)
         first = state.position * actions.shape[1]
         pieces = torch.arange(first, first + actions.shape[1], device=actions.device)
-        last = torch.tensor(self.policy.gate.decisions, device=actions.device) - 1
+        last = torch.tensor(self.onward, device=actions.device)[pieces]
         return torch.where(pieces < self.forced, last, actions), memory
 
 
@@ -122,6 +131,11 @@ class Reinforce(Learner):
 
     def train(self, setting: Setting) -> GatePolicy:
         options = read_options(ReinforceOptions(), setting.agent_options, "reinforce")
+        if setting.reward.gain_over == "random":
+            raise ValueError(
+                "reward gain-over-random: expected a learner that is paid after each decision, got reinforce, whose "
+                "baseline is its own greedy run. Use --reward confidence-gain, or --agent ppo."
+            )
         setting = replace(setting, num_envs=min(setting.num_envs, options.batch_size))
         torch.manual_seed(setting.seed)
         gate = setting.gate()
@@ -137,9 +151,10 @@ class Reinforce(Learner):
             sampler = Sampler(setting.task, gate, prices, bound=options.bound, forced=forced, generator=generator)
             sampled = follow(setting.task, state, sampler)
             with torch.no_grad():
-                critic = follow(setting.task, state, Decider(setting.task, _Forced(policy, forced), prices))
+                watched = _Forced(policy, forced, setting.task.onward)
+                critic = follow(setting.task, state, Decider(setting.task, watched, prices))
             rewards = [
-                episode_reward(setting.reward, run, labels, prices, setting.task, policy.macs)
+                episode_reward(setting.reward, run, labels, prices, setting.task, policy.macs, state)
                 for run in (sampled, critic)
             ]
             advantage = rewards[0] - rewards[1]

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..envs.choice import Soft
+from ..envs.choice import Soft, together
 from ..envs.rollout import Relaxed, relax
 from ..envs.state import State
 from ..envs.tally import Tally
@@ -54,20 +54,26 @@ class Metered(Soft):
     Args:
         weights: As for `Soft`.
         spent: Is added to, in MACs of one row; shared by all parts.
+        mixed: Likewise, what the mixture costs each row. Each (N,).
     """
 
-    def __init__(self, weights: Sequence[Tensor] | Tensor, spent: list[float]):
+    def __init__(self, weights: Sequence[Tensor] | Tensor, spent: list[float], mixed: list[Tensor]):
         super().__init__(weights)
-        self.spent = spent
+        self.spent, self.mixed = spent, mixed
 
     def cost(self, costs: Sequence[float]) -> Tensor:
         """Return what the mixture costs, and count all branches."""
         self.spent.append(float(sum(costs)))
-        return super().cost(costs)
+        self.mixed.append(super().cost(costs))
+        return self.mixed[-1]
 
     def part(self, index: int) -> "Metered":
         """Return the weights of one part."""
-        return Metered(self.weights[index], self.spent)
+        return Metered(self.weights[index], self.spent, self.mixed)
+
+    def binary(self) -> "Metered":
+        """Return the weights of option 0 and of the others together."""
+        return Metered(together(self.weights[0]), self.spent, self.mixed)
 
 
 class SoftDecider:
@@ -85,6 +91,7 @@ class SoftDecider:
         before: MACs that each row had spent before each position, policy aside. Each (N,).
         macs: The gate's cost so far. Shape (N,).
         spent: MACs of one row that running every branch took.
+        mixed: MACs that the mixtures of branches cost. Each (N,).
     """
 
     def __init__(self, task: Task, gate: Gate, price: Tensor, draw: Draw):
@@ -94,6 +101,7 @@ class SoftDecider:
         self.weights: list[Tensor] = []
         self.before: list[Tensor] = []
         self.spent: list[float] = []
+        self.mixed: list[Tensor] = []
         self.memory: Tensor | None = None
 
     def __call__(self, state: State) -> Metered:
@@ -106,7 +114,7 @@ class SoftDecider:
         self.weights += weights
         self.before.append(state.macs)
         self.macs = self.macs + state.alive * self.gate_macs
-        return Metered(weights, self.spent)
+        return Metered(weights, self.spent, self.mixed)
 
     def logits(self) -> list[Tensor]:
         """Return the logits of each piece so far, each (N, options); gradients take the observations as given.
@@ -175,7 +183,7 @@ class RelaxedLearner(Learner):
         setting = replace(setting, num_envs=min(setting.num_envs, self.batch_size))
         torch.manual_seed(setting.seed)
         gate = setting.gate(recurrent=self.recurrent)
-        open_wide(gate.head, setting.task.decisions)
+        open_wide(gate.head, setting.task.decisions, alike=setting.task.alike)
         policy, monitor, task = GatePolicy(gate), setting.monitor, setting.task
         engine = setting.engine(policy_macs=policy.macs)
         gate.trunk.fit(setting.observations(engine))
@@ -208,16 +216,19 @@ def attempt(task: Task, gate: Gate, dealt: tuple[State, Tensor, Tensor], draw: D
 def _tally(task: Task, trial: Trial) -> Tally:
     """Return the figures of a trial. The backward pass through the backbone is counted like the forward one.
 
-    There is none where a task has exits: what goes on is not mixed, so that gradients reach the gates by the answers'
-    shares alone. Its last head is part of its last stage.
+    There is none where a task has exits of two options: what goes on is not mixed, so that gradients reach the gates by
+    the answers' shares alone. The last head is part of the last stage.
     """
     tally, actions = Tally(len(task.pieces)), trial.decider.actions
     tally.count(0, actions)
     compute, begun, spent = trial.compute.detach(), trial.decider.before[0], sum(trial.decider.spent)
+    if not task.has_exits:  # what the answer cost beyond the decisions, such as the head
+        spent = spent + trial.run.macs.detach() - begun - sum(one.detach() for one in trial.decider.mixed)
+    mixed = not task.has_exits or task.alike
     tally.finish(
         reward=-trial.error.detach() - trial.price * compute,
         correct=(trial.run.logits.argmax(1) == trial.labels).float(),
         compute=compute,
-        backbone_macs=begun + (spent if task.has_exits else 2 * (spent + task.backbone.head_macs)),
+        backbone_macs=begun + (2 * spent if mixed else spent),
     )
     return tally

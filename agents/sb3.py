@@ -90,7 +90,7 @@ def train_sb3(setting: Setting, build: type[BaseAlgorithm], defaults: dict[str, 
     )  # pyright: ignore[reportCallIssue]
     model.set_logger(configure(str(setting.out) if setting.out else None, ["tensorboard"] if setting.out else []))
     _fit(model, setting.observations(engine))
-    _open(model, setting.task.decisions)
+    _open(model, setting.task)
     horizon = setting.task.horizon
     model.learn(setting.images * horizon, callback=_Watch(setting, engine, options.get("n_steps", horizon)))
     return extract(model, setting, recurrent)
@@ -128,11 +128,11 @@ def _fit(model: BaseAlgorithm, observations: torch.Tensor) -> None:
             module.trunk.fit(observations)
 
 
-def _open(model: BaseAlgorithm, decisions: tuple[int, ...]) -> None:
+def _open(model: BaseAlgorithm, task: Task) -> None:
     """Let the actor begin near the full network."""
     if isinstance(model, DQN):
         return
-    open_wide(_actor(model)[1], decisions)
+    open_wide(_actor(model)[1], task.decisions, alike=task.alike)
 
 
 def _ppo(setting: Setting) -> dict[str, Any]:

@@ -38,6 +38,7 @@ class ThresholdPolicy(Policy):
             (BranchyNet, Teerapittayanon et al. 2016); `patience`, how many exits in a row before have named the same
             class (PABEE, Zhou et al. 2020).
         thresholds: One for each exit, or one for all.
+        onward: By which option it goes on from each exit; 1 where none are given.
 
     Raises:
         ValueError: If the score is unknown or a threshold lies out of its range.
@@ -46,7 +47,7 @@ class ThresholdPolicy(Policy):
     sees_answer = True
     thresholds: Tensor
 
-    def __init__(self, score: Score, thresholds: Sequence[float] | float):
+    def __init__(self, score: Score, thresholds: Sequence[float] | float, *, onward: Sequence[int] = ()):
         super().__init__()
         if score not in get_args(Score):
             raise ValueError(unknown("score", score, get_args(Score)))
@@ -58,6 +59,7 @@ class ThresholdPolicy(Policy):
                 f"score, got {values}. Calibrate them: skipgym evaluate threshold --compute …."
             )
         self.score: Score = score
+        self.onward = list(onward)
         self.register_buffer("thresholds", torch.tensor(values))
 
     def act(self, features: Tensor, state: State, price: Tensor, memory: Tensor | None) -> tuple[Tensor, Tensor | None]:
@@ -69,11 +71,13 @@ class ThresholdPolicy(Policy):
                 f"thresholds: expected one for each exit, got {len(self.thresholds)} at exit {index + 1}. "
                 "They were calibrated on another task."
             )
-        return (scores < self.thresholds[index]).long().unsqueeze(1), memory
+        option = self.onward[state.position] if self.onward else 1
+        return option * (scores < self.thresholds[index]).long().unsqueeze(1), memory
 
     def config(self) -> dict[str, Any]:
         """Return how to build it again (JSON)."""
-        return {"kind": "threshold", "score": self.score, "thresholds": self.thresholds.tolist()}
+        kind = {"kind": "threshold", "score": self.score, "thresholds": self.thresholds.tolist()}
+        return {**kind, "onward": self.onward} if self.onward else kind
 
 
 NEVER = 1e8
@@ -145,7 +149,7 @@ def look(task: Task, part: Part, score: Score, *, batch_size: int = 512) -> Seen
 
 
 class _Watch:
-    """Goes on at every exit, and notes what each answer looks like; all rows stay together."""
+    """Goes on at every exit, the task's way, and notes what each answer looks like; all rows stay together."""
 
     def __init__(self, task: Task, score: Score, count: int):
         self.task, self.on = task, torch.ones(count, dtype=torch.long, device=task.device)
@@ -161,7 +165,7 @@ class _Watch:
         self.scores.append(scores)
         self.answers.append(logits.argmax(1))
         self.macs.append(float(state.macs[0]))
-        return Hard(self.on)
+        return Hard(self.on * self.task.onward[state.position])
 
 
 def quantiles(scores: Tensor, q: float) -> Tensor:
@@ -232,7 +236,7 @@ def threshold_policy(task: Task, part: Part, compute: float, *, score: Score = "
     """
     check_exits(task)
     check_budget(task, compute)
-    return ThresholdPolicy(score, calibrate(look(task, part, score), score, compute).tolist())
+    return _stopping(task, score, calibrate(look(task, part, score), score, compute))
 
 
 def threshold_at_price(
@@ -241,7 +245,12 @@ def threshold_at_price(
     """Return the policy of the curve over all budgets with the best accuracy minus price x compute on these images."""
     seen = look(task, part, score)
     best = max(curve(seen, score, points), key=lambda t: seen.accuracy(t) - price * seen.spent(t))
-    return ThresholdPolicy(score, best.tolist())
+    return _stopping(task, score, best)
+
+
+def _stopping(task: Task, score: Score, thresholds: Tensor) -> ThresholdPolicy:
+    """Return the policy that stops at thresholds on the task's way."""
+    return ThresholdPolicy(score, thresholds.tolist(), onward=task.onward if task.alike else ())
 
 
 def curve(seen: Seen, score: Score, points: int = 50) -> list[Tensor]:

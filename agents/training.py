@@ -10,9 +10,10 @@ from typing import Literal
 import torch
 
 from ..data import ImageData, Part
-from ..envs.build import AugmentLevel, check_fit, choose_augment, find_backbone, find_data, find_task
+from ..envs.build import AugmentLevel, check_fit, check_kind, choose_augment, find_backbone, find_data, find_task
 from ..envs.engine import Price
 from ..envs.rewards import Reward, make_reward
+from ..envs.table import tabulate
 from ..envs.task import Task, task_class
 from .baselines import check_budget, full_accuracy
 from .budget import Lagrange, lowest, lowest_price
@@ -35,8 +36,24 @@ class Subject:
     """A name, an ImageFolder directory, or an .npz in MedMNIST layout."""
     weights: Path | None = None
     """The backbone's checkpoint; the embedded data's backbone is trained on first use."""
+    class_indices: tuple[int, ...] = ()
+    """Which of the weights' outputs the data's classes are, in their order, where the weights know more classes."""
     task_options: dict[str, int | float | str] = field(default_factory=dict)
     """Options of the task."""
+    augment: AugmentLevel = "auto"
+    """Of the policy's images; auto is strong where the backbone has seen them, else light."""
+    augment_val: bool = False
+    """Vary each validation image once, as the policy's are: for weights that have seen them. A network is surer of what
+    it has seen than of new images, and budgets that are met on such images are overspent on new ones."""
+    table: int = 0
+    """0: everything runs live. Above: every way through is computed once, of so many versions of each of the policy's
+    images and of the validation and test images; kept in the cache, training and comparing look it up. For tasks with
+    few ways through."""
+
+    def __post_init__(self) -> None:
+        """Check what all commands ask alike."""
+        if self.table < 0:
+            raise ValueError(f"table: expected 0, or how many versions of each image, got {self.table}.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +66,9 @@ class TrainConfig(Subject):
     """Of compute, in units of accuracy. Two numbers are a range: drawn for each image and shown to the policy."""
     target_compute: float | None = None
     """Share of the full network's MACs to reach; the price then adapts itself, starting from `price`."""
-    reward: Literal["accuracy", "cross-entropy", "skipnet", "block-drop"] = "accuracy"
+    reward: Literal["accuracy", "cross-entropy", "skipnet", "block-drop", "confidence-gain", "gain-over-random"] = (
+        "accuracy"
+    )
     """What is paid; see `skipgym.envs.rewards`."""
     images: int = 100_000
     """Episodes to train for; one episode is one image."""
@@ -62,8 +81,6 @@ class TrainConfig(Subject):
     """Images at a time."""
     hidden: int = 64
     """Width of the gate."""
-    augment: AugmentLevel = "auto"
-    """Of the policy's images; auto is strong where the backbone has seen them, else light."""
     seed: int = 0
     """Of everything random."""
     agent_options: dict[str, int | float | str] = field(default_factory=dict)
@@ -74,6 +91,7 @@ class TrainConfig(Subject):
         task_class(self.task)
         make_learner(self.agent)
         make_reward(self.reward)
+        super().__post_init__()
         for name in ("images", "num_envs"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)}.")
@@ -104,17 +122,25 @@ class Trained:
     history: list[dict[str, float]]
 
 
-def prepare(subject: Subject) -> tuple[Task, ImageData]:
-    """Load data and backbone of a configuration, and build its task.
+def prepare(subject: Subject, *, quiet: bool = False) -> tuple[Task, ImageData]:
+    """Load data and backbone of a configuration, and build its task; from a table where one is asked for.
 
     Raises:
         ValueError: If they do not fit each other.
     """
     data = find_data(subject.data, subject.weights)
-    backbone = find_backbone(subject.backbone, data, subject.weights)
+    kind = task_class(subject.task)
+    check_kind(kind, data)
+    name, recipe = kind.architecture(subject.backbone), kind.recipe(data, **subject.task_options)
+    backbone = find_backbone(name, data, subject.weights, classes=subject.class_indices, recipe=recipe)
     task = find_task(subject.task, backbone, data, **subject.task_options)
     check_fit(task, data)
-    return task, data
+    augment = choose_augment(subject.augment, data)
+    if subject.augment_val:
+        data = data.with_varied_val(augment)
+    if not subject.table:
+        return task, data
+    return tabulate(task, data, versions=subject.table, augment=augment, quiet=quiet)
 
 
 def train(config: TrainConfig, task: Task, data: ImageData, *, out: Path | None = None, quiet: bool = False) -> Trained:

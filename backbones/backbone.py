@@ -8,50 +8,16 @@ import torch
 from torch import Tensor, nn
 from torch.fx.experimental.optimization import fuse
 
+from .block import Block, residual_shortcut, sparing
 from .cost import count_macs
 from .cut import cut
-from .exits import Exit, check_places, digest, exit_tensors
+from .exits import Exit, OwnExit, check_places, digest, exit_tensors
+from .reader import Reader, reader_tensors
+from .stepped import SteppedNet
 
 # What torchvision and most published networks were trained with; for one channel, its average.
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 GREY_MEAN, GREY_STD = (0.449,), (0.226,)
-
-
-class Block(nn.Module):
-    """A piece of a network that may be left out.
-
-    Attributes:
-        name: Its name in the network.
-        macs: Cost of `run`, in MACs of one input.
-        bypass_macs: Cost of `bypass`, in MACs of one input.
-        in_shape: Shape of one input row.
-        out_shape: Shape of one output row.
-    """
-
-    def __init__(self, name: str, body: nn.Module, shortcut: nn.Module, example: Tensor):
-        super().__init__()
-        with torch.no_grad():
-            out, passed = body(example.clone()), _attempt_bypass(name, shortcut, example.clone())
-        if passed.shape != out.shape:
-            raise ValueError(
-                f"bypass of block {name}: expected shape {tuple(out.shape[1:])} as the block gives, "
-                f"got {tuple(passed.shape[1:])}. Pass bypass={{{name!r}: module}} that fits."
-            )
-        self.in_shape, self.out_shape = tuple(example.shape[1:]), tuple(out.shape[1:])
-        self.name, self.body, self.shortcut = name, _sparing(body, example), _sparing(shortcut, example)
-        self.macs, self.bypass_macs = count_macs(self.body, example), count_macs(self.shortcut, example)
-
-    def run(self, x: Tensor) -> Tensor:
-        """Execute the block. Shape (N, *in_shape) to (N, *out_shape)."""
-        return self.body(x)
-
-    def bypass(self, x: Tensor) -> Tensor:
-        """Leave the block out. Shape (N, *in_shape) to (N, *out_shape)."""
-        return self.shortcut(x)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Execute the block."""
-        return self.body(x)
 
 
 class Backbone(nn.Module):
@@ -75,9 +41,12 @@ class Backbone(nn.Module):
         full_macs: Cost of executing everything.
         config: How to build it again (JSON), where it came from the registry.
         is_frozen: Whether this is a copy for execution, see `frozen`.
-        exits: Heads that answer from part of the way, in their order; none but by `with_exits`.
+        exits: Heads that answer from part of the way, in their order; none but by `with_exits`, or where they are part
+            of the network.
+        has_own_exits: Whether they are, and are trained with it.
         smaller: Other networks that answer the same question for less, from the cheapest on; none but by
             `with_smaller`.
+        reader: What makes an answer of a glance and crops; none but by `with_reader`.
     """
 
     def __init__(
@@ -99,11 +68,15 @@ class Backbone(nn.Module):
         self.std = tuple(std or (IMAGENET_STD if colour else GREY_STD * input_shape[0]))
         self.config: dict[str, Any] = {}
         self.is_frozen = False
-        self.exits: Sequence[Exit] = nn.ModuleList()  # pyright: ignore[reportAttributeAccessIssue]
+        self.exits: Sequence[Exit | OwnExit] = nn.ModuleList()  # pyright: ignore[reportAttributeAccessIssue]
         self.smaller: Sequence[Backbone] = nn.ModuleList()  # pyright: ignore[reportAttributeAccessIssue]
+        self.reader: Reader | None = None
         was_training = network.training
         network.eval()
         self._cut(blocks, bypass or {})
+        self.has_own_exits = isinstance(network, SteppedNet)
+        if isinstance(network, SteppedNet):
+            self.exits = nn.ModuleList(OwnExit(*one) for one in network.exits())  # pyright: ignore[reportAttributeAccessIssue]
         network.train(was_training)
         self.class_names = tuple(class_names or map(str, range(self.num_classes)))
         if len(self.class_names) != self.num_classes:
@@ -119,21 +92,26 @@ class Backbone(nn.Module):
             )
         device = next(self.network.parameters()).device
         x = torch.zeros((1, *self.input_shape), device=device)
-        self.stem = _sparing(pieces.stem, x)
+        self.stem = sparing(pieces.stem, x)
         self.stem_macs = count_macs(self.stem, x)
         with torch.no_grad():
             x = self.stem(x)
         blocks = []
         for name, body, glue in zip(names, pieces.blocks, pieces.glue, strict=True):
             shortcut = bypass.get(name) or residual_shortcut(body)
-            blocks.append(Block(name, _then(body, glue), _then(shortcut, glue), x))
+            blocks.append(Block(name, _then(body, glue), shortcut and _then(shortcut, glue), x))
             with torch.no_grad():
                 x = blocks[-1].run(x)
-        self.head = _sparing(pieces.head, x)
+        self.head = sparing(pieces.head, x)
         self.head_macs = count_macs(self.head, x)
         with torch.no_grad():
             self.num_classes = self.head(x).shape[-1]
         self.blocks: Sequence[Block] = nn.ModuleList(blocks)  # pyright: ignore[reportAttributeAccessIssue]
+
+    @property
+    def added_exits(self) -> list[Exit]:
+        """Exits that are not part of the network, so that their weights are kept apart from its own."""
+        return [one for one in self.exits if isinstance(one, Exit)]
 
     @property
     def block_macs(self) -> list[int]:
@@ -147,7 +125,11 @@ class Backbone(nn.Module):
 
     @property
     def least_macs(self) -> int:
-        """Cost of one image when every block is left out, in MACs."""
+        """Cost of one image when every block is left out, in MACs.
+
+        Raises:
+            ValueError: If a block cannot be left out.
+        """
         return self.stem_macs + sum(block.bypass_macs for block in self.blocks) + self.head_macs
 
     def prepare(self, images: Tensor) -> Tensor:
@@ -190,22 +172,52 @@ class Backbone(nn.Module):
             x = block.run(x)
         return self.head(x)
 
+    def answers(self, x: Tensor) -> list[Tensor]:
+        """Return the logits of every exit, and last of the network itself, on prepared images. Each (N, classes)."""
+        x, found = self.stem(x), []
+        for count, block in enumerate(self.blocks, 1):
+            x = block.run(x)
+            found += [one(x) for one in self.exits if one.after == count]
+        return [*found, self.head(x)]
+
+    @property
+    def answer_macs(self) -> list[int]:
+        """What has been spent on an image when each exit has answered, earlier ones too, and last the network."""
+        spent, found = self.stem_macs, []
+        for count, block in enumerate(self.blocks, 1):
+            spent += block.macs
+            for one in self.exits:
+                if one.after == count:
+                    spent += one.macs
+                    found.append(spent)
+        return [*found, spent + self.head_macs]
+
     def fingerprint(self) -> str:
         """Return a hash of every parameter and buffer of the network, with their names."""
         return digest(self.network.state_dict())
 
     def identity(self) -> str:
         """Return the fingerprints of the network and of all that it carries, joined by a plus."""
-        carried = [digest(exit_tensors(self.exits))] if self.exits else []
+        carried = [digest(exit_tensors(self.added_exits))] if self.added_exits else []
+        carried += [digest(reader_tensors(self.reader))] if self.reader is not None else []
         return "+".join([self.fingerprint(), *carried, *(one.identity() for one in self.smaller)])
+
+    def check_exits(self, places: Sequence[int]) -> None:
+        """Raise a ValueError unless exits can be put after these numbers of blocks."""
+        if self.has_own_exits:
+            raise ValueError(
+                f"exits: expected a network without, got {self.name}, whose own are trained with it. Leave --exits "
+                "out; where a file .exits.json lies beside its weights, move it away."
+            )
+        check_places(places, len(self.blocks))
 
     def with_exits(self, exits: Sequence[Exit]) -> Self:
         """Return a copy that carries these exits; network and pieces are as they were.
 
         Raises:
-            ValueError: If they are out of order, or do not fit the blocks that they come after.
+            ValueError: If they are out of order or do not fit the blocks before them, or the network has its own.
         """
-        check_places([one.after for one in exits], len(self.blocks))
+        self.check_exits([one.after for one in exits])
         for one in exits:
             expected = self.blocks[one.after - 1].out_shape, self.num_classes
             if (one.in_shape, one.linear.out_features) != expected:
@@ -240,6 +252,22 @@ class Backbone(nn.Module):
         clone.smaller = nn.ModuleList(copy.deepcopy(list(smaller)))  # pyright: ignore[reportAttributeAccessIssue]
         return clone._settled()
 
+    def with_reader(self, reader: Reader) -> Self:
+        """Return a copy that carries this reader; network and pieces are as they were.
+
+        Raises:
+            ValueError: If it does not fit the network's last feature map, or its classes.
+        """
+        expected = self.blocks[-1].out_shape[0], self.num_classes
+        if (reader.width, reader.num_classes) != expected:
+            raise ValueError(
+                f"reader: expected one from {expected[0]} channels to {expected[1]} classes, got one from "
+                f"{reader.width} to {reader.num_classes}. It belongs to another network."
+            )
+        clone = copy.deepcopy(self)
+        clone.reader = copy.deepcopy(reader)
+        return clone._settled()
+
     def _settled(self) -> Self:
         """Return itself, with all that it carries on its device, and as frozen as it is."""
         self.to(next(self.network.parameters()).device)
@@ -260,7 +288,11 @@ class Backbone(nn.Module):
         clone.stem = _fold(clone.stem, clone.input_shape)
         clone.head = _fold(clone.head, clone.blocks[-1].out_shape)
         for block in clone.blocks:
-            block.body, block.shortcut = _fold(block.body, block.in_shape), _fold(block.shortcut, block.in_shape)
+            block.body = _fold(block.body, block.in_shape)
+            block.shortcut = block.shortcut and _fold(block.shortcut, block.in_shape)
+        for one in clone.exits:
+            if isinstance(one, OwnExit):
+                one.head = _fold(one.head, one.in_shape)
         clone.smaller = nn.ModuleList(one.frozen() for one in clone.smaller)  # pyright: ignore[reportAttributeAccessIssue]
         return clone.eval().to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
 
@@ -269,51 +301,8 @@ class Backbone(nn.Module):
         return super().train(mode and not self.is_frozen)
 
 
-def residual_shortcut(block: nn.Module) -> nn.Module:
-    """Return what a residual block computes when its residual branch is zero.
-
-    Known are blocks with a `shortcut` or a `downsample` followed by ReLU (torchvision's ResNets and ours); any other
-    block becomes the identity.
-    """
-    for attribute in ("shortcut", "downsample"):
-        shortcut = getattr(block, attribute, None)
-        if isinstance(shortcut, nn.Module) and not isinstance(shortcut, nn.Identity):
-            return nn.Sequential(shortcut, nn.ReLU())
-    return nn.Identity()
-
-
 def _then(first: nn.Module, glue: nn.Module) -> nn.Module:
     return first if isinstance(glue, nn.Identity) else nn.Sequential(first, glue)
-
-
-def _attempt_bypass(name: str, shortcut: nn.Module, example: Tensor) -> Tensor:
-    try:
-        return shortcut(example)
-    except RuntimeError as error:
-        raise ValueError(
-            f"bypass of block {name}: expected a module that takes shape {tuple(example.shape[1:])}, got {error}. "
-            f"Pass bypass={{{name!r}: module}}."
-        ) from error
-
-
-class _OnCopy(nn.Module):
-    """A module that would write to its input, given a copy of it."""
-
-    def __init__(self, module: nn.Module):
-        super().__init__()
-        self.module = module
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.module(x.clone())
-
-
-def _sparing(piece: nn.Module, example: Tensor) -> nn.Module:
-    """Return a piece that leaves its input as it is: the other branch, or another run, may need it too."""
-    probe = example.clone()
-    version = probe._version
-    with torch.no_grad():
-        piece(probe)
-    return piece if probe._version == version else _OnCopy(piece)
 
 
 def _fold(piece: nn.Module, in_shape: tuple[int, ...]) -> nn.Module:

@@ -11,10 +11,12 @@ from typing import Any
 import torch
 import torchvision
 from safetensors.torch import save
+from torch import Tensor
 
 from .. import __version__
 from ..data import ImageData
 from .backbone import Backbone
+from .exits import digest
 from .registry import load_backbone
 
 WEIGHTS, CARD, PAGE = "backbone.safetensors", "backbone.json", "README.md"
@@ -29,13 +31,17 @@ def describe(backbone: Backbone, data: ImageData, settings: Mapping[str, Any], a
         backbone: As trained.
         data: What it was trained on.
         settings: Of the training.
-        accuracy: For `val` and `test`: `full`, 0…1, `n`, and after stochastic depth `half`, of a random half of blocks.
+        accuracy: For `val` and `test`: `full`, 0…1, `n`; after stochastic depth `half`, of a random half of blocks;
+            `exit1`, `exit2`, … of exits that are part of the network; of slimmable backbones `width 0.5` and so on;
+            after scales `at_16`, of the full network at 16 pixels.
     """
+    own = {"exits": {"macs": backbone.answer_macs}} if backbone.has_own_exits else {}
     return {
         "backbone": backbone.config,
         "fingerprint": backbone.fingerprint(),
         "data": {"name": data.name, "fingerprint": data.fingerprint, "train": len(data.train), "note": data.note},
         "pretrain": dict(settings),
+        **own,
         "accuracy": {part: dict(values) for part, values in accuracy.items()},
         "versions": {
             "skipgym": __version__,
@@ -88,6 +94,31 @@ def read_result(directory: Path, name: str, data: ImageData) -> Backbone:
     return backbone.eval()
 
 
+def write_part(
+    files: tuple[Path, Path],
+    part: str,
+    described: Any,
+    *,
+    state: Mapping[str, Tensor],
+    trunk: str,
+    card: Mapping[str, Any],
+) -> None:
+    """Write what a network carries beside its weights; the card comes last, so that where it lies all is there.
+
+    Args:
+        files: Of the tensors, and of the card.
+        part: What it is: `exits`, `reader`.
+        described: How to build it again (JSON).
+        state: Its weights.
+        trunk: Fingerprint of the network.
+        card: Whatever else is told of it.
+    """
+    tensors, page = files
+    content = {part: described, "trunk": trunk, "fingerprint": digest(state), **card}
+    write_whole(tensors, lambda path: path.write_bytes(save(dict(state))))
+    write_whole(page, lambda path: path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8"))
+
+
 def write_whole(path: Path, write: Callable[[Path], Any]) -> None:
     """Write a file under another name and rename it, so that a crash leaves the old one or the new one."""
     scratch = path.with_name(f".{path.name}.{os.getpid()}")
@@ -115,12 +146,9 @@ standard error that the number of images leaves.
 
 ## Compute
 
-{len(backbone.blocks)} blocks; {backbone.full_macs:,} MACs for an image of {_times(backbone.input_shape)}, at least
-{backbone.least_macs:,} when every block is skipped. {_parameters(backbone):,} parameters.
+{_compute(backbone)} {_parameters(backbone):,} parameters.
 
-## Skipping
-
-{_skipping(card["pretrain"])}
+{_exits(backbone, card) if backbone.has_own_exits else _skipping(card["pretrain"])}
 
 ## Data
 
@@ -138,6 +166,11 @@ with `--backbone {backbone.name} --weights {WEIGHTS}`. Made with {versions}.
 
 def _accuracy_table(accuracy: Accuracy) -> str:
     names = {"full": "full network", "half": "random half of the blocks for each image"}
+    names |= {
+        key: f"{key} of the full one" for values in accuracy.values() for key in values if key.startswith("width")
+    }
+    scales = [key for key in next(iter(accuracy.values())) if key.startswith("at_")]
+    names |= {key: f"full network on images of {key[3:]} px" for key in scales}
     rows = [
         f"| {part} | {names[path]} | {_percent(values[path], values['n'])} | {values['n']} |"
         for part, values in accuracy.items()
@@ -159,14 +192,40 @@ def _chosen(settings: Mapping[str, Any]) -> str:
 def _skipping(settings: Mapping[str, Any]) -> str:
     depth = settings["stochastic_depth"]
     if not depth:
-        return "Not skip-robust: trained with all blocks only (`--stochastic-depth 0`)."
+        return "## Skipping\n\nNot skip-robust: trained with all blocks only (`--stochastic-depth 0`)."
     how = f"the last with probability {depth:g}, earlier ones less (linear)"
     if settings["depth_schedule"] != "linear":
         which = "each" if settings["depth_schedule"] == "uniform" else "each that keeps the shape"
         how = f"{which} with probability {depth:g}"
     if settings["distill"]:
         how += f"; the skipped path learned from the full one's soft labels (weight {settings['distill']:g})"
-    return f"Skip-robust: blocks were left out in training image by image, {how}."
+    return f"## Skipping\n\nSkip-robust: blocks were left out in training image by image, {how}."
+
+
+def _compute(backbone: Backbone) -> str:
+    size = f"{len(backbone.blocks)} blocks; {backbone.full_macs:,} MACs for an image of {_times(backbone.input_shape)}"
+    if backbone.has_own_exits:
+        return f"{size}, answered at the end alone."
+    return f"{size}, at least\n{backbone.least_macs:,} when every block is skipped."
+
+
+def _exits(backbone: Backbone, card: Mapping[str, Any]) -> str:
+    """Return what an answer costs at each exit, those before it included, and how often it is right."""
+    parts = card["accuracy"]
+    names = [*(f"exit{index}" for index in range(1, len(backbone.exits) + 1)), "full"]
+    places = [*(one.after for one in backbone.exits), len(backbone.blocks)]
+    rows = [
+        f"| {after} | {macs:,} | {' | '.join(_percent(values[name], values['n']) for values in parts.values())} |"
+        for name, after, macs in zip(names, places, card["exits"]["macs"], strict=True)
+    ]
+    head = f"| after block | MACs, earlier exits included | {' | '.join(parts)} |"
+    return "\n".join(["## Exits", "", _joint(card["pretrain"]), "", head, "|" + "---|" * (2 + len(parts)), *rows])
+
+
+def _joint(settings: Mapping[str, Any]) -> str:
+    weights = settings.get("exit_weights")
+    how = f", weighted {' '.join(f'{one:g}' for one in weights)}" if weights else ""
+    return f"They are part of the network; their cross entropies were minimised in sum{how}."
 
 
 def _start(settings: Mapping[str, Any]) -> str:

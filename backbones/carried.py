@@ -1,4 +1,4 @@
-"""What a backbone carries beside its network, exits and smaller networks, as a saved controller holds it."""
+"""What a backbone carries beside its network, exits, a reader, smaller networks, as a saved controller holds it."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -7,17 +7,22 @@ from torch import Tensor
 
 from .backbone import Backbone
 from .exits import build_exits, describe_exits, exit_tensors
+from .reader import build_reader, reader_tensors
 from .registry import load_state, make_backbone
 
 
 def carried_tensors(backbone: Backbone) -> dict[str, dict[str, Tensor]]:
-    """Return all weights, in files: `backbone`, and where there are any `exits`, `smaller-0`, `smaller-1`, …."""
+    """Return all weights, in files: `backbone`, and what there is of `exits`, `reader`, `smaller-0`, `smaller-1`, …."""
     networks = {"backbone": backbone, **{f"smaller-{i}": one for i, one in enumerate(backbone.smaller)}}
     files = {
         name: {key: value.contiguous() for key, value in one.network.state_dict().items()}
         for name, one in networks.items()
     }
-    return {**files, "exits": exit_tensors(backbone.exits)} if backbone.exits else files
+    if backbone.added_exits:
+        files["exits"] = exit_tensors(backbone.added_exits)
+    if backbone.reader is not None:
+        files["reader"] = reader_tensors(backbone.reader)
+    return files
 
 
 def describe_carried(backbone: Backbone) -> dict[str, Any]:
@@ -32,8 +37,10 @@ def describe_carried(backbone: Backbone) -> dict[str, Any]:
             "again. Register it with skipgym.backbones.register_backbone."
         )
     described: dict[str, Any] = {}
-    if backbone.exits:
-        described["exits"] = describe_exits(backbone.exits)
+    if backbone.added_exits:
+        described["exits"] = describe_exits(backbone.added_exits)
+    if backbone.reader is not None:
+        described["reader"] = backbone.reader.config
     if backbone.smaller:
         described["smaller"] = [one.config for one in backbone.smaller]
     return described
@@ -57,6 +64,8 @@ def with_carried(
         shapes = [block.out_shape for block in backbone.blocks]
         state = tensors["exits.safetensors"]
         backbone = backbone.with_exits(build_exits(described["exits"], state, shapes, backbone.num_classes))
+    if "reader" in described:
+        backbone = backbone.with_reader(build_reader(described["reader"], tensors["reader.safetensors"]))
     smaller = []
     for index, config in enumerate(described.get("smaller", [])):
         smaller.append(make_backbone(**config))

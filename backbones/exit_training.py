@@ -8,15 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save
 from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
 from ..data import Augment, ImageData, Part
 from .backbone import Backbone
-from .card import write_whole
-from .exits import Exit, HeadKind, check_places, describe_exits, digest, even_places, exit_files, exit_tensors
+from .card import write_part
+from .exits import Exit, HeadKind, describe_exits, even_places, exit_files, exit_tensors
 
 REVISION = 1  # of the training code; raise it when the same recipe gives other weights
 
@@ -83,12 +82,8 @@ def train_exits(
         ValueError: If a place is out of order or there are too few images.
     """
     places = recipe.places or even_places(backbone.block_macs)
-    check_places(places, len(backbone.blocks))
-    if len(data.train) < recipe.batch_size:
-        raise ValueError(
-            f"batch_size: expected at most the {len(data.train)} training images of {data.name}, "
-            f"got {recipe.batch_size}. Change --batch-size."
-        )
+    backbone.check_exits(places)
+    check_enough(data, recipe.batch_size)
     trunk = backbone.frozen().to(device)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
@@ -100,7 +95,8 @@ def train_exits(
     optimizer = torch.optim.AdamW(heads.parameters(), recipe.lr, weight_decay=1e-2)
     steps = recipe.epochs * (len(data.train) // recipe.batch_size)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-    bar = tqdm(_batches(data, recipe), "exits", steps, leave=False, disable=True if quiet else None)
+    batches = varied_batches(data, recipe.epochs, recipe.batch_size, recipe.seed)
+    bar = tqdm(batches, "exits", steps, leave=False, disable=True if quiet else None)
     for images, labels in bar:
         with torch.no_grad():
             features, last = features_at(trunk, trunk.prepare(images.to(device)), places)
@@ -112,6 +108,15 @@ def train_exits(
     for one in exits:
         one.eval().requires_grad_(False).cpu()
     return backbone.with_exits(exits)
+
+
+def check_enough(data: ImageData, batch_size: int) -> None:
+    """Raise a ValueError unless there are training images for a batch."""
+    if len(data.train) < batch_size:
+        raise ValueError(
+            f"batch_size: expected at most the {len(data.train)} training images of {data.name}, "
+            f"got {batch_size}. Change --batch-size."
+        )
 
 
 def exits_loss(answers: Sequence[Tensor], last: Tensor, labels: Tensor, recipe: ExitRecipe) -> Tensor:
@@ -143,30 +148,22 @@ def features_at(backbone: Backbone, x: Tensor, places: Sequence[int]) -> tuple[l
 
 @torch.no_grad()
 def exit_accuracy(backbone: Backbone, part: Part) -> list[float]:
-    """Return the share of right answers of each exit, and last of the network itself."""
-    frozen, right = backbone.frozen(), torch.zeros(len(backbone.exits) + 1)
-    device = next(frozen.network.parameters()).device
-    places = [one.after for one in frozen.exits]
+    """Return the share of right answers, in evaluation mode, of each exit, and last of the network itself."""
+    was_training, right = backbone.training, torch.zeros(len(backbone.exits) + 1)
+    device = next(backbone.network.parameters()).device
+    backbone.eval()
     for images, labels, _ in part.batches(256):
-        features, last = features_at(frozen, frozen.prepare(images.to(device)), places)
-        answers = [one(x) for one, x in zip(frozen.exits, features, strict=True)]
-        right += torch.stack([(answer.argmax(1).cpu() == labels).sum() for answer in (*answers, last)])
+        answers = backbone.answers(backbone.prepare(images.to(device)))
+        right += torch.stack([(answer.argmax(1).cpu() == labels).sum() for answer in answers])
+    backbone.train(was_training)
     return (right / len(part)).tolist()
 
 
 def write_exits(weights: Path, backbone: Backbone, card: Mapping[str, Any]) -> None:
     """Write a backbone's exits beside its weights; the card comes last, so that where it lies all is there."""
-    tensors, page = exit_files(weights)
-    state = exit_tensors(backbone.exits)
-    content = {
-        "exits": describe_exits(backbone.exits),
-        "trunk": backbone.fingerprint(),
-        "fingerprint": digest(state),
-        "macs": [one.macs for one in backbone.exits],
-        **card,
-    }
-    write_whole(tensors, lambda path: path.write_bytes(save(state)))
-    write_whole(page, lambda path: path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8"))
+    told = {"macs": [one.macs for one in backbone.exits], **card}
+    exits, trunk = backbone.added_exits, backbone.fingerprint()
+    write_part(exit_files(weights), "exits", describe_exits(exits), state=exit_tensors(exits), trunk=trunk, card=told)
 
 
 def exit_card(backbone: Backbone, data: ImageData, settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -179,12 +176,12 @@ def exit_card(backbone: Backbone, data: ImageData, settings: Mapping[str, Any]) 
     }
 
 
-def _batches(data: ImageData, recipe: ExitRecipe) -> Iterator[tuple[Tensor, Tensor]]:
+def varied_batches(data: ImageData, epochs: int, batch_size: int, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield images and labels of all epochs, varied; what is left of an epoch after the last full batch is dropped."""
-    generator = torch.Generator().manual_seed(recipe.seed)
-    count = len(data.train) // recipe.batch_size * recipe.batch_size
-    for _ in range(recipe.epochs):
+    generator = torch.Generator().manual_seed(seed)
+    count = len(data.train) // batch_size * batch_size
+    for _ in range(epochs):
         order = torch.randperm(len(data.train), generator=generator)[:count]
-        for rows in order.split(recipe.batch_size):
+        for rows in order.split(batch_size):
             uniforms = torch.rand((len(rows), Augment.draws), generator=generator)
             yield data.augment.apply(data.train.images[rows], uniforms), data.train.labels[rows]

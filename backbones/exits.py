@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .cost import count_macs
+from .stepped import Answer
 
 HeadKind = Literal["pool", "conv"]
 
@@ -26,6 +27,7 @@ class Exit(nn.Module):
             al. 2018, has two). Of tokens the class token and their mean are taken.
 
     Attributes:
+        seen_shape: Of one row of the features that it answers from, here `in_shape`.
         macs: Cost of `forward`, in MACs of one input.
     """
 
@@ -34,6 +36,7 @@ class Exit(nn.Module):
         if kind not in get_args(HeadKind):
             raise ValueError(f"exit head: expected one of {', '.join(get_args(HeadKind))}, got {kind!r}.")
         self.after, self.in_shape, self.kind = after, tuple(in_shape), kind
+        self.seen_shape = self.in_shape
         self.convolution = _convolution(self.in_shape) if kind == "conv" and len(self.in_shape) == 3 else None
         self.mixture = nn.Parameter(torch.zeros(()))  # by its sigmoid: of the mean, against the maximum
         x = torch.zeros((1, *self.in_shape))
@@ -47,6 +50,10 @@ class Exit(nn.Module):
         """Return logits. Shape (N, *in_shape) to (N, classes)."""
         return self.linear(self.norm(self._pooled(x)))
 
+    def seen(self, x: Tensor) -> Tensor:
+        """Return the features that it answers from."""
+        return x
+
     def _pooled(self, x: Tensor) -> Tensor:
         if x.dim() == 3:
             return torch.cat([x[:, 0], x.mean(1)], 1)
@@ -56,6 +63,35 @@ class Exit(nn.Module):
         share = self.mixture.sigmoid()
         mixed = share * F.adaptive_avg_pool2d(x, size) + (1 - share) * F.adaptive_max_pool2d(x, size)
         return torch.flatten(mixed, 1)
+
+
+class OwnExit(nn.Module):
+    """An exit that is part of its network, and was trained with it.
+
+    Args:
+        after: How many blocks run before it.
+        answer: The network's module; parameters are shared.
+
+    Attributes:
+        in_shape: Of one row of what it takes.
+        seen_shape: Of one row of the features that it answers from.
+        macs: Cost of `forward`, in MACs of one input.
+    """
+
+    def __init__(self, after: int, answer: Answer):
+        super().__init__()
+        self.after, self.takes = after, answer.takes
+        self.head: nn.Module = answer
+        self.in_shape, self.seen_shape = (sum(self.takes.sizes),), self.takes.shapes[-1]
+        self.macs = count_macs(answer, torch.zeros((1, *self.in_shape), device=next(answer.parameters()).device))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return logits. Shape (N, *in_shape) to (N, classes)."""
+        return self.head(x)
+
+    def seen(self, x: Tensor) -> Tensor:
+        """Return the features that it answers from. Shape (N, *in_shape) to (N, *seen_shape)."""
+        return self.takes.last(x)
 
 
 def _convolution(shape: tuple[int, ...]) -> nn.Sequential:
@@ -168,12 +204,27 @@ def exits_of_card(
     Raises:
         ValueError: If they are damaged, or were trained on another network.
     """
+    return build_exits(described_in(card, "exits", state, trunk), state, shapes, classes)
+
+
+def described_in(card: Mapping[str, Any], part: str, state: Mapping[str, Tensor], trunk: str) -> Any:
+    """Return how a part is built that lies beside a network's weights, from its card.
+
+    Args:
+        card: As `card.write_part` wrote it.
+        part: What it is: `exits`, `reader`.
+        state: Its weights.
+        trunk: Fingerprint of the network that it is to be put on.
+
+    Raises:
+        ValueError: If it is damaged, or was trained on another network.
+    """
     try:
-        described, found, of = card["exits"], card["fingerprint"], card["trunk"]
+        described, found, of = card[part], card["fingerprint"], card["trunk"]
     except (KeyError, TypeError) as error:
-        raise ValueError(f"expected the card of exits that skipgym pretrain writes, got no {error}") from error
+        raise ValueError(f"expected the card of {part} that skipgym pretrain writes, got no {error}") from error
     if of != trunk:
-        raise ValueError(f"expected exits of a network with fingerprint {trunk}, got those of {of}")
+        raise ValueError(f"expected {part} of a network with fingerprint {trunk}, got those of {of}")
     if found != digest(state):
         raise ValueError(f"expected weights with fingerprint {found} as their card says, got {digest(state)}")
-    return build_exits(described, state, shapes, classes)
+    return described

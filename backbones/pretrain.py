@@ -1,12 +1,7 @@
-"""Train backbones: into a directory that can be resumed, or for embedded data once into the cache."""
+"""Train backbones into a directory that can be resumed."""
 
 import json
-import os
-import tempfile
 import time
-import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import timedelta
 from pathlib import Path
@@ -14,37 +9,22 @@ from pickle import UnpicklingError
 from typing import TYPE_CHECKING, Any
 
 import torch
-from tqdm import tqdm
 
 from ..data import ImageData, load
-from ..data.cache import cache_dir
 from .backbone import Backbone
 from .card import CARD, WEIGHTS, describe, read_result, write_result, write_whole
-from .exit_training import ExitRecipe, exit_card, train_exits, write_exits
-from .exits import check_places, exit_files
-from .recipe import PretrainConfig, Recipe
-from .registry import _find, load_backbone, make_backbone, read_exits
-from .trainer import Metrics, Trainer
+from .exit_training import exit_card, train_exits, write_exits
+from .exits import exit_files
+from .reader import reader_files
+from .reader_training import train_reader, write_reader
+from .recipe import PretrainConfig
+from .registry import _find, load_backbone, make_backbone, read_reader
+from .trainer import Metrics, Trainer, width_accuracy
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
-EMBEDDED = {
-    "digits": Recipe(epochs=60, batch_size=64, stochastic_depth=0.05),
-    "noisy-digits": Recipe(epochs=10, batch_size=64, stochastic_depth=0.25),
-    "cluttered-digits": Recipe(epochs=4, batch_size=64, stochastic_depth=0.5, depth_schedule="inner", spare_hard=3),
-}
-"""Data that comes with skipgym, and how its backbones are trained on first use, in about a minute.
-
-Stochastic depth sets how interesting skipping is. On digits at 0.15 the best fixed 4 of resnet20's 9 blocks come within
-a point of the full network, and little is left to decide; without any, skipping half of them ruins most answers.
-"""
-
-EXIT_EPOCHS = {"digits": 40, "noisy-digits": 8, "cluttered-digits": 3}
-"""Passes in which exits of the embedded data's backbones are trained on first use."""
-
 CONFIG, CHECKPOINT = "pretrain.json", "checkpoint.pt"
-_ROOM = "Set SKIPGYM_CACHE to a directory with room and write permission."
 
 
 def pretrain(config: PretrainConfig, *, data: ImageData | None = None, quiet: bool = False) -> Backbone:
@@ -76,11 +56,19 @@ def pretrain(config: PretrainConfig, *, data: ImageData | None = None, quiet: bo
     if (config.out / CONFIG).is_file():
         check_same(config.out, settings)
     if (config.out / CARD).is_file():
-        return _with_exits(config, _finished(config, images, quiet), images, device, quiet)
+        return _with_parts(config, _finished(config, images, quiet), images, device, quiet)
     backbone = _untrained(config, images)
     if config.exits:
-        check_places(config.exits, len(backbone.blocks))
-    trainer = Trainer(backbone, images, config, device=device)
+        backbone.check_exits(config.exits)
+    elif config.exit_weights and not backbone.has_own_exits:
+        raise ValueError(
+            f"exit_weights: expected none for {config.backbone} without exits, got {config.exit_weights}. "
+            "Say where they are to be with --exits."
+        )
+    if config.has_reader:
+        config.reader_recipe().check_data(images)  # what does not fit is told before training
+        config.reader_recipe().build(backbone)
+    trainer = Trainer(backbone, images.frames(), config, device=device)
     config.out.mkdir(parents=True, exist_ok=True)
     write_whole(config.out / CONFIG, lambda path: path.write_text(json.dumps(settings, indent=2) + "\n"))
     if not config.heads_only:
@@ -88,7 +76,7 @@ def pretrain(config: PretrainConfig, *, data: ImageData | None = None, quiet: bo
     card = describe(trainer.finish(), images, config.as_json(), final_accuracy(trainer))
     write_result(config.out, trainer.backbone, _own_card(config) or card, command=config.command())
     _say(quiet, f"{config.out / WEIGHTS}: test accuracy {card['accuracy']['test']['full']:.2%}")
-    return _with_exits(config, trainer.backbone, images, device, quiet)
+    return _with_parts(config, trainer.backbone, images, device, quiet)
 
 
 def _own_card(config: PretrainConfig) -> dict[str, Any] | None:
@@ -122,64 +110,21 @@ def _with_exits(
     return backbone
 
 
-def pretrained(name: str, data: ImageData) -> Backbone:
-    """Return a trained backbone for embedded data: from the cache, or trained now and kept there.
-
-    Processes that start at the same time each train it, to the same weights; one of them puts it in the cache.
-
-    Args:
-        name: As for `make_backbone`.
-        data: Embedded, with the policy's part held out.
-
-    Raises:
-        ValueError: If the name is unknown, or the data is not embedded.
-    """
-    _find(name)
-    if data.name not in EMBEDDED:
-        raise ValueError(
-            f"backbone {name} for {data.name}: expected a file with its weights, got none. Pass --weights FILE, or "
-            f"train them first: skipgym pretrain --backbone {name} --data {data.name} --out RUN, then "
-            f"--weights RUN/{WEIGHTS}. (Trained on first use without: {', '.join(sorted(EMBEDDED))}.)"
-        )
-    check_held_out(data)
-    recipe = EMBEDDED[data.name]
-    directory = cache_dir() / "backbones" / f"{name}-{data.fingerprint}-{recipe.digest()}"
-    kept = _intact(directory, name, data)
-    return kept or _train_embedded(name, data, recipe, directory)
-
-
-def pretrained_exits(backbone: Backbone, data: ImageData, places: Sequence[int] = ()) -> Backbone:
-    """Return a backbone for embedded data with exits: from the cache, or trained now and kept there.
-
-    Args:
-        backbone: Any, trained.
-        data: Embedded, with the policy's part held out.
-        places: After how many blocks each exit is; three that part the blocks' cost evenly where none are given.
-
-    Raises:
-        ValueError: If the places are out of order, or the data is not embedded.
-    """
-    if data.name not in EXIT_EPOCHS:
-        raise ValueError(
-            f"exits of {backbone.name}: expected them beside its weights, got none. Train them on {data.name}: skipgym "
-            f"pretrain --backbone {backbone.name} --init WEIGHTS --data {data.name} --exits … --out DIR, then "
-            f"--weights DIR/{WEIGHTS}. (Trained on first use without: {', '.join(sorted(EXIT_EPOCHS))}.)"
-        )
-    check_held_out(data)
-    recipe = ExitRecipe(places=tuple(places), epochs=EXIT_EPOCHS[data.name])
-    name = f"{backbone.fingerprint()}-{data.fingerprint}-{recipe.digest()}.safetensors"
-    weights = cache_dir() / "exits" / name
-    try:
-        return read_exits(backbone, weights)
-    except (ValueError, OSError):  # absent, or damaged: to be trained
-        with _one_thread():
-            trained = train_exits(backbone, data, recipe, quiet=False)
-    try:
-        weights.parent.mkdir(parents=True, exist_ok=True)
-        write_exits(weights, trained, exit_card(trained, data, asdict(recipe)))
-    except OSError as error:
-        warnings.warn(f"The trained exits are not kept: cannot write {weights} ({error}). {_ROOM}", stacklevel=2)
-    return trained
+def _with_parts(
+    config: PretrainConfig, backbone: Backbone, data: ImageData, device: torch.device, quiet: bool
+) -> Backbone:
+    """Return a finished backbone with all that was asked for beside it."""
+    backbone = _with_exits(config, backbone, data.frames(), device, quiet)
+    if not config.has_reader:
+        return backbone
+    weights = config.out / WEIGHTS
+    if reader_files(weights)[1].is_file():
+        return read_reader(backbone, weights)
+    recipe = config.reader_recipe()
+    backbone = train_reader(backbone, data, recipe, device=device, quiet=quiet)
+    shares = write_reader(weights, backbone, data, recipe)["accuracy"]["test"]["after each"]
+    _say(quiet, f"reader: test accuracy {', '.join(f'{share:.2%}' for share in shares)} with 0, 1, … random looks")
+    return backbone
 
 
 def find_device(name: str) -> torch.device:
@@ -235,12 +180,15 @@ def check_held_out(data: ImageData) -> None:
 def final_accuracy(trainer: Trainer) -> dict[str, Metrics]:
     """Measure on val and, the only time, on test."""
     parts = {"val": trainer.data.val, "test": trainer.data.test}
-    return {name: {**trainer.measure(part), "n": len(part)} for name, part in parts.items()}
+    return {
+        name: {**trainer.measure(part), **width_accuracy(trainer.backbone, part), "n": len(part)}
+        for name, part in parts.items()
+    }
 
 
 def _untrained(config: PretrainConfig, data: ImageData) -> Backbone:
     if config.init is None:
-        return _random(config.backbone, data, config.seed)
+        return random_start(config.backbone, data, config.seed)
     if config.heads_only:
         return load_backbone(config.backbone, config.init, **_shape(data))
     return load_backbone(config.backbone, config.init, thin=True, **_shape(data))
@@ -250,7 +198,8 @@ def _shape(data: ImageData) -> dict[str, Any]:
     return {"num_classes": data.num_classes, "input_shape": data.image_shape, "class_names": data.class_names}
 
 
-def _random(name: str, data: ImageData, seed: int) -> Backbone:
+def random_start(name: str, data: ImageData, seed: int) -> Backbone:
+    """Return a backbone for data with random weights that follow from the seed alone."""
     # a backbone that takes colour only sees a grey channel three times
     times = 3 // len(data.mean) if _find(name).colour_only else 1
     with torch.random.fork_rng(devices=[]):
@@ -287,9 +236,12 @@ def _log(events: "SummaryWriter", metrics: Metrics, epoch: int) -> None:
 
 
 def _line(metrics: Metrics, epoch: int, epochs: int, rest: float) -> str:
-    half = f"  half {metrics['val_half']:.2%}" if "val_half" in metrics else ""
+    more = f"  half {metrics['val_half']:.2%}" if "val_half" in metrics else ""
+    exits = " ".join(f"{value:.2%}" for name, value in metrics.items() if name.startswith("val_exit"))
+    more += f"  exits {exits}" if exits else ""
+    more += "".join(f"  at {key[7:]} px {value:.2%}" for key, value in metrics.items() if key.startswith("val_at_"))
     return (
-        f"epoch {epoch}/{epochs}  loss {metrics['loss']:.3f}  val {metrics['val_full']:.2%}{half}  "
+        f"epoch {epoch}/{epochs}  loss {metrics['loss']:.3f}  val {metrics['val_full']:.2%}{more}  "
         f"{metrics['images_per_s']:,.0f} images/s  {timedelta(seconds=round(rest))} left"
     )
 
@@ -309,53 +261,3 @@ def _read_checkpoint(path: Path) -> dict[str, Any]:
 def _finished(config: PretrainConfig, data: ImageData, quiet: bool) -> Backbone:
     _say(quiet, f"{config.out}: finished before, not trained again")
     return read_result(config.out, config.backbone, data)
-
-
-def _intact(directory: Path, name: str, data: ImageData) -> Backbone | None:
-    try:
-        return read_result(directory, name, data)
-    except (ValueError, OSError):  # absent, or damaged: to be trained
-        return None
-
-
-def _train_embedded(name: str, data: ImageData, recipe: Recipe, directory: Path) -> Backbone:
-    trainer = Trainer(_random(name, data, recipe.seed), data, recipe)
-    with _one_thread():
-        for _ in tqdm(range(recipe.epochs), f"training {name} on {data.name}, once", leave=False, disable=None):
-            trainer.run_epoch()
-    card = describe(trainer.finish(), data, asdict(recipe), final_accuracy(trainer))
-    try:
-        _publish(directory, trainer.backbone, card, data)
-    except OSError as error:
-        warnings.warn(
-            f"The trained backbone is not kept: cannot write {directory} ({error}). {_ROOM}",
-            stacklevel=3,
-        )
-    return trainer.backbone
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """Compute on one core: faster for tiny images, and the weights do not depend on how many there are."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
-def _publish(directory: Path, backbone: Backbone, card: dict[str, Any], data: ImageData) -> None:
-    """Put a result in its place in one step; what another process put there meanwhile stays if it is whole."""
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=directory.parent, prefix=".new-") as scratch:
-        whole, damaged = Path(scratch) / "whole", Path(scratch) / "damaged"
-        whole.mkdir()
-        write_result(whole, backbone, card, command=f"skipgym.backbones.pretrain.pretrained({backbone.name!r}, data)")
-        if directory.exists() and _intact(directory, backbone.name, data) is None:
-            os.replace(directory, damaged)
-        try:
-            os.replace(whole, directory)
-        except OSError:
-            if _intact(directory, backbone.name, data) is None:
-                raise

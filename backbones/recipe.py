@@ -14,10 +14,21 @@ from torch import Tensor
 
 from .exit_training import ExitRecipe
 from .exits import HeadKind
+from .reader import MemoryKind
+from .reader_training import ReaderRecipe
+from .scaling import read_scales
+from .width_training import WidthTraining
 
 WARM_UP = 0.3  # share of a one-cycle schedule in which the learning rate rises
+SETTLE = 0.8  # share of a training at several scales after which BatchNorm keeps its statistics
 START = 1 / 25  # of the highest learning rate, where a one-cycle schedule begins
+READER_FIELDS = (
+    *("patch", "glance", "retina", "zooms", "moments", "preview"),
+    *("reader_memory", "reader_looks", "reader_epochs"),
+)
 REVISION = 1  # of the training code; raise it when the same recipe gives other weights
+_NEWER = ("exit_weights", "scales", "width_training")  # recipes without them keep their digits, and so their results
+_OF_TRAINED_EXITS = ("exits", "exit_head", "exit_alpha", "exit_epochs")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,12 +66,24 @@ class Recipe:
     distill: float = 0.0
     """0: the skipped path learns from the labels. Above: the full path does, and the skipped path learns from the full
     one's soft labels, with this weight of their KL divergence. Costs twice the time."""
+    exit_weights: tuple[float, ...] = ()
+    """lambda_i, of each exit in the sum of their losses; all 1 where none are given. A network with exits of its own
+    (msdnet, ranet) minimises the sum of lambda_i CE_i, where the last weight is that of its last answer."""
+    scales: tuple[int, ...] = ()
+    """Sizes in pixels of the images' longer side, rising, the last their own. Each step is trained at one of them,
+    drawn evenly, so that it costs less than training at full size. All share BatchNorm's statistics, which are between
+    those of the scales; so in the last fifth of the epochs they stay as they are, and the weights learn to go with
+    them."""
     seed: int = 0
-    """Of initial weights, order, augmentation and skipping."""
+    """Of initial weights, order, augmentation, skipping and scales."""
     keep: Literal["last", "best"] = "last"
     """Which epoch's weights are kept; best by accuracy of the full path on the val part."""
     channels_last: bool = True
     """Memory layout of the weights."""
+    width_training: WidthTraining | None = None
+    """Of slimmable backbones, in each step. slimmable: every width learns the labels. universal: the largest does; the
+    smallest and two drawn between learn the largest's soft labels (sandwich rule, in-place distillation). stagewise:
+    likewise, but one of the two draws a width for each stage. By default slimmable for slim-…, universal for us-…."""
 
     def __post_init__(self) -> None:
         """Check the ranges."""
@@ -71,9 +94,17 @@ class Recipe:
             _check(name, getattr(self, name), 0 <= getattr(self, name) < 1, "a number from 0 to below 1")
         for name in ("weight_decay", "distill", "spare_hard"):
             _check(name, getattr(self, name), 0 <= getattr(self, name) < math.inf, "0 or above")
+        positive = all(0 < one < math.inf for one in self.exit_weights)
+        _check("exit_weights", self.exit_weights, positive, "numbers above 0")
         for name in ("schedule", "depth_schedule", "keep"):
             options = get_args(get_type_hints(Recipe)[name])
             _check(name, getattr(self, name), getattr(self, name) in options, f"one of {', '.join(options)}")
+        how = self.width_training
+        _check(
+            "width_training", how, how is None or how in get_args(WidthTraining), f"one of {get_args(WidthTraining)}"
+        )
+        if self.scales:
+            read_scales(self.scales)
         for name in ("distill", "spare_hard"):
             value = getattr(self, name)
             _check(name, value, not value or self.stochastic_depth > 0, "0 without --stochastic-depth")
@@ -81,6 +112,7 @@ class Recipe:
     def digest(self) -> str:
         """Return 16 hexadecimal digits that change with the recipe and with the training code's revision."""
         own = {field.name: getattr(self, field.name) for field in fields(Recipe)}
+        own = {name: value for name, value in own.items() if value or name not in _NEWER}
         return hashlib.sha256(json.dumps([REVISION, own], sort_keys=True).encode()).hexdigest()[:16]
 
     def lr_at(self, progress: float) -> float:
@@ -89,6 +121,10 @@ class Recipe:
             return self.lr * (START + (1 - START) * progress / WARM_UP)
         fallen = (progress - WARM_UP) / (1 - WARM_UP) if self.schedule == "one-cycle" else progress
         return self.lr * (1 + math.cos(math.pi * fallen)) / 2
+
+    def settled(self, epoch: int) -> bool:
+        """Return whether BatchNorm's statistics stay as they are in an epoch, counted from 0."""
+        return bool(self.scales) and epoch >= SETTLE * self.epochs
 
     def skip_probabilities(self, keeps_shape: Sequence[bool]) -> Tensor:
         """Return how likely each block is left out in training. Shape (L,).
@@ -128,10 +164,28 @@ class PretrainConfig(Recipe):
     """pool: pooling and one linear layer; conv: a strided convolution before it, which costs more."""
     exit_alpha: float = 0.5
     """Exit i minimises alpha CE_i + (1 - alpha) KL(network || i): the labels, against the network's own answer."""
-    exit_weights: tuple[float, ...] = ()
-    """Of each exit in the sum of their losses; all 1 where none are given."""
     exit_epochs: int = 20
     """Passes over the train part in which the exits are trained."""
+    patch: int = 0
+    """Above 0: train a reader for patch-crop on the frozen network when it is finished, which answers from a glance and
+    from crops of so many pixels a side. With --init the network itself is not trained."""
+    glance: int = 0
+    """Side of the image scaled down for the glance, in pixels; 0 for that of a crop."""
+    retina: int = 1
+    """Concentric squares of a crop, each twice as wide as the one before, as RAM's retina."""
+    zooms: int = 1
+    """Widths of crops that can be chosen: patch, twice that, …, at the same number of pixels."""
+    moments: int = 0
+    """Above 0: train a reader for frame-select on the frozen network when it is finished, which answers from a preview
+    and from frames of a clip, at so many moments to choose among. The network is trained on single frames."""
+    preview: int = 4
+    """Side of each of these frames scaled down for the preview, in pixels."""
+    reader_memory: MemoryKind = "gru"
+    """gru: a recurrent cell remembers what was seen; mean: an average."""
+    reader_looks: int = 3
+    """Crops of each image in training the reader; of clips every moment is read."""
+    reader_epochs: int = 10
+    """Passes over the train part in which the reader is trained."""
     image_size: int | None = None
     """Height and width in pixels to bring the images to."""
     device: str = "auto"
@@ -144,11 +198,21 @@ class PretrainConfig(Recipe):
         rising = list(self.exits) == sorted(set(self.exits)) and all(one >= 1 for one in self.exits)
         _check("exits", self.exits, rising, "rising numbers of blocks, from 1 on")
         self.exit_recipe()
+        _check("patch", self.patch, self.patch >= 0, "at least 0")
+        _check("moments", self.moments, self.moments >= 0, "at least 0")
+        _check("moments", self.moments, not (self.patch and self.moments), "0 beside --patch")
+        if self.has_reader:
+            self.reader_recipe()
 
     @property
     def heads_only(self) -> bool:
-        """Whether the network stays as it is, and only exits are trained."""
-        return bool(self.exits) and self.init is not None
+        """Whether the network stays as it is, and only exits or a reader are trained."""
+        return bool(self.exits or self.has_reader) and self.init is not None
+
+    @property
+    def has_reader(self) -> bool:
+        """Whether a reader is trained."""
+        return bool(self.patch or self.moments)
 
     def exit_recipe(self) -> ExitRecipe:
         """Return how the exits are trained."""
@@ -162,10 +226,25 @@ class PretrainConfig(Recipe):
             seed=self.seed,
         )
 
+    def reader_recipe(self) -> ReaderRecipe:
+        """Return how the reader is trained."""
+        sizes = {"glance": self.glance or self.patch, "patch": self.patch, "scales": self.retina, "zooms": self.zooms}
+        return ReaderRecipe(
+            **({"moments": self.moments, "preview": self.preview} if self.moments else sizes),
+            memory=self.reader_memory,
+            looks=self.reader_looks,
+            epochs=self.reader_epochs,
+            batch_size=self.batch_size,
+            seed=self.seed,
+        )
+
     def as_json(self) -> dict[str, Any]:
-        """Return the fields as JSON can hold them; those of exits where there are any."""
+        """Return the fields as JSON can hold them; of special networks, exits and a reader where they say anything."""
         content = json.loads(json.dumps(asdict(self), default=str))
-        return {key: value for key, value in content.items() if self.exits or not key.startswith("exit")}
+        absent = {name for name in _NEWER if not content[name]}
+        absent = absent - {"exit_weights"} if self.exits else absent | {*_OF_TRAINED_EXITS}
+        absent |= set() if self.has_reader else {*READER_FIELDS}
+        return {key: value for key, value in content.items() if key not in absent}
 
     def command(self) -> str:
         """Return the command line that gives this configuration."""

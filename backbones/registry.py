@@ -2,22 +2,26 @@
 
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-import torchvision
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ..names import unknown
 from ..registry import Registry, first_line
+from . import builders
 from .backbone import Backbone
-from .cifar_resnet import CifarResNet, thinned
-from .exits import exit_files, exits_of_card
+from .cifar_resnet import thinned
+from .exits import described_in, exit_files, exits_of_card
+from .msdnet import MSDNet
+from .ranet import RANet
+from .reader import build_reader, reader_files
+from .slimmable import Kind
 
 Builder = Callable[[int, tuple[int, int, int]], tuple[nn.Module, list[str]]]
 
@@ -28,6 +32,7 @@ class Entry:
 
     build: Builder
     colour_only: bool = False  # takes three channels; grey images are repeated
+    skippable: bool = True  # its blocks can be left out
 
 
 def _adopt(name: str, found: Any) -> tuple[Entry, str]:
@@ -41,8 +46,16 @@ def _adopt(name: str, found: Any) -> tuple[Entry, str]:
 REGISTRY: Registry[Entry] = Registry("backbone", group="skipgym.backbones", adopt=_adopt)
 
 
-def register_backbone(name: str, description: str, *, colour_only: bool = False) -> Callable[[Builder], Builder]:
+def register_backbone(
+    name: str, description: str, *, colour_only: bool = False, skippable: bool = True
+) -> Callable[[Builder], Builder]:
     """Register a builder under a name.
+
+    Args:
+        name: What it is called.
+        description: One line.
+        colour_only: Whether it takes three channels only; grey images are repeated.
+        skippable: Whether its blocks can be left out.
 
     Raises:
         ValueError: If the name is taken.
@@ -50,7 +63,7 @@ def register_backbone(name: str, description: str, *, colour_only: bool = False)
 
     def register(build: Builder) -> Builder:
         function = build.func if isinstance(build, partial) else build
-        REGISTRY.add(name, Entry(build, colour_only), description, module=function.__module__)
+        REGISTRY.add(name, Entry(build, colour_only, skippable), description, module=function.__module__)
         return build
 
     return register
@@ -73,7 +86,9 @@ def make_backbone(
     """Build a backbone with random weights.
 
     Args:
-        name: A registered name; `-wK` after a CIFAR ResNet's gives it K channels in the first stage (`resnet20-w8`).
+        name: A registered name; `-wK` after a CIFAR ResNet's gives it K channels in the first stage (`resnet20-w8`);
+            `msdnet4-s2-w4` has 4 exits, 2 scales and 4 channels at the finest, likewise `ranet4-s2-w4`.
+            `slim-` or `us-` before it makes it slimmable (`us-resnet20-w8`).
         num_classes: Outputs.
         input_shape: (C, H, W) of the images.
         mean: Of each channel, for images in 0…1; ImageNet's where not given.
@@ -105,18 +120,23 @@ def make_backbone(
     return backbone
 
 
-def load_backbone(name: str, weights: str | Path, *, thin: bool = False, **options: Any) -> Backbone:
+def load_backbone(
+    name: str, weights: str | Path, *, thin: bool = False, class_indices: Sequence[int] = (), **options: Any
+) -> Backbone:
     """Build a backbone and load its weights.
 
     Args:
         name: As for `make_backbone`.
         weights: A `.safetensors` file or a checkpoint (`.pt`, `.pth`, `.th`). Next to weights that `skipgym pretrain`
-            wrote lies a `.json` with the normalisation they were trained with, which is used; likewise their exits.
+            wrote lies a `.json` with the normalisation they were trained with, which is used; likewise
+            their exits and their reader.
         thin: Take the weights of a deeper ResNet too, without some of its blocks: something to train on from.
+        class_indices: Of weights that know more classes, which of their outputs to keep, in the order of the wanted
+            classes. The last layer then has these rows only, and answers on them as before.
         options: As for `make_backbone`.
 
     Raises:
-        ValueError: If the file is not readable or belongs to another architecture.
+        ValueError: If the file is not readable or belongs to another architecture, or the indices do not fit it.
     """
     path = Path(weights)
     state = read_weights(path)
@@ -126,10 +146,14 @@ def load_backbone(name: str, weights: str | Path, *, thin: bool = False, **optio
             raise ValueError(f"weights {path}: expected those of {name}, got those of {saved['name']}. Pass that name.")
         options = {**options, "mean": saved["mean"], "std": saved["std"]}
     backbone = make_backbone(name, **options)
+    if class_indices:
+        state = restricted(state, backbone, class_indices)
     load_state(backbone, thinned(state, backbone.network.state_dict()) if thin else state, str(path))
-    if thin or not exit_files(path)[1].is_file():
-        return backbone
-    return read_exits(backbone, path)
+    if not thin and exit_files(path)[1].is_file():
+        backbone = read_exits(backbone, path)
+    if not thin and reader_files(path)[1].is_file():
+        backbone = read_reader(backbone, path)
+    return backbone
 
 
 def read_exits(backbone: Backbone, weights: Path) -> Backbone:
@@ -149,6 +173,25 @@ def read_exits(backbone: Backbone, weights: Path) -> Backbone:
         raise ValueError(
             f"exits {page}: {str(error).rstrip('.')}. Train them again (skipgym pretrain --init {weights} --exits …), "
             "or move them away from these weights."
+        ) from error
+
+
+def read_reader(backbone: Backbone, weights: Path) -> Backbone:
+    """Return a backbone with the reader that lies beside its weights.
+
+    Raises:
+        FileNotFoundError: If there is none.
+        ValueError: If it is damaged, or was trained on another network.
+    """
+    tensors, page = reader_files(weights)
+    state = read_weights(tensors)
+    try:
+        described = described_in(json.loads(page.read_text(encoding="utf-8")), "reader", state, backbone.fingerprint())
+        return backbone.with_reader(build_reader(described, state))
+    except ValueError as error:
+        raise ValueError(
+            f"reader {page}: {str(error).rstrip('.')}. Train it again (skipgym pretrain --init {weights} --patch …), "
+            "or move it away from these weights."
         ) from error
 
 
@@ -200,6 +243,39 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     return {key.removeprefix("module."): value for key, value in state.items()}
 
 
+def restricted(state: Mapping[str, Tensor], backbone: Backbone, indices: Sequence[int]) -> dict[str, Tensor]:
+    """Return weights with the rows of some classes only in the layer that answers.
+
+    Args:
+        state: Of the same architecture with more classes.
+        backbone: With as many classes as are kept.
+        indices: Which outputs are kept, in the order of the backbone's classes.
+
+    Raises:
+        ValueError: If no one layer of these weights has more outputs, or the indices do not name some of them.
+    """
+    own = backbone.network.state_dict()
+    wider = [key for key in own if key in state and own[key].shape != state[key].shape]
+    layers, rows = {key.rpartition(".")[0] for key in wider}, {len(state[key]) for key in wider if state[key].dim()}
+    alike = all(state[key].shape[1:] == own[key].shape[1:] for key in wider)
+    if len(layers) != 1 or len(rows) != 1 or not alike:
+        raise ValueError(
+            f"class_indices: expected weights that differ from {backbone.name} with {backbone.num_classes} classes in "
+            f"the outputs of one layer, got {len(layers)} that differ. Leave them out where the classes are the same."
+        )
+    known = rows.pop()
+    if len(indices) != backbone.num_classes or len(set(indices)) != len(indices):
+        raise ValueError(
+            f"class_indices: expected {backbone.num_classes} different ones, one for each class of the data, got "
+            f"{len(indices)}, {len(set(indices))} of them different. Name the output of each class once, in order."
+        )
+    if wrong := [index for index in indices if not 0 <= index < known]:
+        raise ValueError(
+            f"class_indices: expected numbers of the weights' outputs, 0 … {known - 1}, got {wrong[0]}. Count from 0."
+        )
+    return {**state, **{key: state[key][list(indices)] for key in wider}}
+
+
 def load_state(backbone: Backbone, state: dict[str, Tensor], source: str) -> None:
     """Load weights into a backbone's network; half precision becomes single.
 
@@ -231,69 +307,44 @@ def _find(name: str) -> Entry:
         return entry
     if match := re.fullmatch(r"(?:cifar-)?resnet(\d+)-w(\d+)", name):
         depth, width = map(int, match.groups())
-        return Entry(partial(_cifar, depth=depth, width=width))
+        return Entry(partial(builders.cifar, depth=depth, width=width))
+    if match := re.fullmatch(r"(msdnet|ranet)(\d+)(?:-s(\d+))?(?:-w(\d+))?", name):
+        given = zip(("exits", "scales", "width"), match.groups()[1:], strict=True)
+        options = {key: int(value) for key, value in given if value}
+        return Entry(partial(builders.stepped, kind=builders.STEPPED[match[1]], **options), skippable=False)
+    if match := re.fullmatch(r"(slim|us)-resnet(\d+)(?:-w(\d+))?", name):
+        kind: Any = match[1]
+        return Entry(partial(builders.slimmable, kind=kind, depth=int(match[2]), width=int(match[3] or 16)))
     raise ValueError(unknown("backbone", name, REGISTRY.known(), "For a network of your own use skipgym.wrap."))
-
-
-def _cifar(num_classes: int, shape: tuple[int, int, int], *, depth: int, width: int) -> tuple[nn.Module, list[str]]:
-    network = CifarResNet(depth, num_classes=num_classes, in_channels=shape[0], width=width)
-    return network, _residual_blocks(network)
-
-
-def _torchvision_resnet(num_classes: int, _: tuple[int, int, int], *, name: str) -> tuple[nn.Module, list[str]]:
-    network = getattr(torchvision.models, name)(num_classes=num_classes)
-    return network, _residual_blocks(network)
-
-
-def _residual_blocks(network: nn.Module) -> list[str]:
-    """Return the names of the residual blocks of a ResNet with stages `layer1`, `layer2`, …."""
-    return [
-        f"{stage}.{i}"
-        for stage, module in network.named_children()
-        if stage.startswith("layer") and isinstance(module, nn.Sequential)
-        for i in range(len(module))
-    ]
-
-
-def _vit(num_classes: int, shape: tuple[int, int, int], *, name: str) -> tuple[nn.Module, list[str]]:
-    network = getattr(torchvision.models, name)(num_classes=num_classes, image_size=_square(name, shape))
-    return network, _encoder_blocks(network)
-
-
-def _encoder_blocks(network: nn.Module) -> list[str]:
-    return [f"encoder.layers.{name}" for name, _ in network.get_submodule("encoder.layers").named_children()]
-
-
-def _square(name: str, shape: tuple[int, int, int]) -> int:
-    if shape[1] != shape[2]:
-        raise ValueError(f"{name}: expected square images, got {shape[1]} x {shape[2]}. Resize them.")
-    return shape[1]
-
-
-class TinyViT(torchvision.models.VisionTransformer):
-    """A vision transformer for small images: 8 x 8 patches of the image, 6 layers of dimension 64."""
-
-    def __init__(self, image_size: int, num_classes: int):
-        patch = max(1, image_size // 8)
-        super().__init__(
-            image_size, patch, num_layers=6, num_heads=4, hidden_dim=64, mlp_dim=128, num_classes=num_classes
-        )
-
-
-def _tiny_vit(num_classes: int, shape: tuple[int, int, int]) -> tuple[nn.Module, list[str]]:
-    network = TinyViT(_square("vit_tiny", shape), num_classes)
-    return network, _encoder_blocks(network)
 
 
 for _depth in range(8, 111, 6):
     _name = f"cifar-resnet{_depth}" if _depth == 50 else f"resnet{_depth}"
     register_backbone(_name, f"CIFAR ResNet of {_depth} layers, {(_depth - 2) // 2} blocks")(
-        partial(_cifar, depth=_depth, width=16)
+        partial(builders.cifar, depth=_depth, width=16)
     )
+for _depth in (20, 32, 56):
+    _kinds: dict[Kind, str] = {"slim": "0.25, 0.5, 0.75, 1", "us": "0.25 … 1"}
+    for _kind, _widths in _kinds.items():
+        register_backbone(f"{_kind}-resnet{_depth}", f"slimmable CIFAR ResNet of {_depth} layers, widths {_widths}")(
+            partial(builders.slimmable, kind=_kind, depth=_depth, width=16)
+        )
 for _depth in (18, 34, 50, 101, 152):
     register_backbone(f"resnet{_depth}", f"torchvision ResNet-{_depth}", colour_only=True)(
-        partial(_torchvision_resnet, name=f"resnet{_depth}")
+        partial(builders.torchvision_resnet, name=f"resnet{_depth}")
+    )
+for _name in ("squeezenet1_0", "squeezenet1_1"):
+    register_backbone(_name, f"torchvision SqueezeNet {_name[-3:].replace('_', '.')}", colour_only=True)(
+        partial(builders.squeezenet, name=_name)
     )
 for _name in ("vit_b_16", "vit_b_32", "vit_l_16", "vit_l_32", "vit_h_14"):
-    register_backbone(_name, f"torchvision vision transformer {_name}", colour_only=True)(partial(_vit, name=_name))
-register_backbone("vit_tiny", "vision transformer of 6 blocks for small images", colour_only=True)(_tiny_vit)
+    register_backbone(_name, f"torchvision vision transformer {_name}", colour_only=True)(
+        partial(builders.vit, name=_name)
+    )
+register_backbone("vit_tiny", "vision transformer of 6 blocks for small images", colour_only=True)(builders.tiny_vit)
+register_backbone("msdnet", "MSDNet of 7 exits at 3 scales, trained with it (msdnet7-s3-w8)", skippable=False)(
+    partial(builders.stepped, kind=MSDNet)
+)
+register_backbone("ranet", "RANet of 6 exits at 3 resolutions, trained with it (ranet6-s3-w8)", skippable=False)(
+    partial(builders.stepped, kind=RANet)
+)

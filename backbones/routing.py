@@ -28,7 +28,23 @@ def route(branches: Sequence[Branch], x: Tensor, chosen: Tensor) -> Tensor:
         raise ValueError(f"route: expected each of {len(x)} rows to choose 0 … {len(branches) - 1}, got {chosen}.")
     if len(groups) <= 1:  # all rows agree (or there are none): nothing to move
         return groups[0][0](x) if groups else branches[0](x)
-    return _scatter([(rows, branch(x.index_select(0, rows))) for branch, rows in groups], len(x))
+    return _scatter([(rows, branch(take(x, rows))) for branch, rows in groups], len(x))
+
+
+def take(x: Tensor, rows: Tensor) -> Tensor:
+    """Return some rows of a batch, in its memory layout.
+
+    `index_select` would lay feature maps in channels_last out anew, and slow down every convolution after it.
+
+    Args:
+        x: Shape (N, ...).
+        rows: Numbers of rows. Shape (M,).
+    """
+    if x.dim() != 4 or x.is_contiguous() or not x.is_contiguous(memory_format=torch.channels_last):
+        return x.index_select(0, rows)
+    _, channels, height, width = x.shape
+    flat = x.permute(0, 2, 3, 1).flatten(1).index_select(0, rows)
+    return flat.unflatten(1, (height, width, channels)).permute(0, 3, 1, 2)
 
 
 def _scatter(results: list[tuple[Tensor, Tensor]], count: int) -> Tensor:

@@ -1,29 +1,37 @@
 """The training loop of a backbone: deterministic, resumable after each epoch, with blocks left out image by image."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from ..data import Augment, ImageData, Part
 from .backbone import Backbone
+from .exit_training import exit_accuracy
 from .recipe import Recipe
 from .routing import route
+from .scaling import scale_macs, scaled
+from .slimmable import QUARTERS, SlimmableResNet, recalibrate, slices
+from .width_training import default_training, soft_label_loss, width_loss
 
 Metrics = dict[str, float]
+
+
+RECALIBRATION = 1000
+"""Training images, as they are, from which a universally slimmable network's statistics are computed at the end."""
 
 
 class Batch(NamedTuple):
     """One step's images as the network takes them, and what is drawn for them.
 
     Attributes:
-        x: Shape (N, C, H, W).
+        x: At the step's scale. Shape (N, C, H, W).
         labels: Shape (N,).
         keep: 1 where a block runs. Shape (N, L).
         coin: Even in 0…1. Shape (N,).
@@ -48,10 +56,11 @@ class Trainer:
         device: Where to.
 
     Attributes:
-        history: Metrics of each epoch done: loss, lr, val_full, val_half (with stochastic depth), images_per_s.
+        history: Metrics of each epoch done: loss, lr, val_full, val_half (with stochastic depth), val_exit1, … (where
+            exits are part of the network), val_at_16 (of scale 16), images_per_s.
 
     Raises:
-        ValueError: If there are fewer training images than a batch needs.
+        ValueError: If there are fewer training images than a batch needs, or recipe and backbone do not fit.
     """
 
     def __init__(self, backbone: Backbone, data: ImageData, recipe: Recipe, *, device: str | torch.device = "cpu"):
@@ -60,6 +69,10 @@ class Trainer:
                 f"batch_size: expected at most the {len(data.train)} training images of {data.name}, "
                 f"got {recipe.batch_size}. Change --batch-size."
             )
+        check_recipe(backbone, recipe)
+        check_widths(backbone, recipe)
+        if recipe.scales:
+            scale_macs(backbone, recipe.scales)  # the network runs at each of them
         self.backbone, self.data, self.recipe, self.device = backbone, data, recipe, torch.device(device)
         layout = torch.channels_last if recipe.channels_last else torch.contiguous_format
         backbone.to(device=self.device, memory_format=layout)  # pyright: ignore[reportCallIssue]
@@ -100,17 +113,28 @@ class Trainer:
         return metrics
 
     def measure(self, part: Part) -> Metrics:
-        """Return the accuracy on a part of the full path and, with stochastic depth, of a random half of the blocks."""
+        """Return the accuracy on a part of the full path, and of what else the network is trained for.
+
+        That is of a random half of the blocks (`half`, with stochastic depth), of the network at each smaller scale
+        (`at_16`, with scales), and of exits that are part of the network (`exit1`).
+        """
+        if self.backbone.has_own_exits:
+            *exits, full = exit_accuracy(self.backbone, part)
+            return {"full": full, **{f"exit{index}": share for index, share in enumerate(exits, 1)}}
         measured = {"full": accuracy(self.backbone, part)}
         if self.recipe.stochastic_depth:
             keep = random_half(len(part), len(self.backbone.blocks), seed=self.recipe.seed)
             measured["half"] = accuracy(self.backbone, part, keep)
+        for scale in self.recipe.scales[:-1]:
+            measured[f"at_{scale}"] = accuracy(self.backbone, part, scale=scale)
         return measured
 
     def finish(self) -> Backbone:
         """Return the backbone with the weights to keep, on the CPU and in evaluation mode."""
         if self.best:
             self.backbone.network.load_state_dict(self.best)
+        images = self.data.train.images[:: max(1, len(self.data.train) // RECALIBRATION)][:RECALIBRATION]
+        recalibrate(self.backbone, [self.backbone.prepare(part.to(self.device)) for part in images.split(250)])
         return self.backbone.eval().to(device="cpu", memory_format=torch.contiguous_format)  # pyright: ignore[reportCallIssue]
 
     def state_dict(self) -> dict[str, Any]:
@@ -136,13 +160,17 @@ class Trainer:
         uniforms = torch.rand((len(train), Augment.draws), generator=generator)
         keep = draw_keep(self.recipe.skip_probabilities(keeps_shape(self.backbone)), len(train), generator)
         coins = torch.rand(len(train), generator=generator)
-        for rows in torch.arange(self.steps * size).split(size):
+        scales = draw_scales(self.recipe.scales or (max(self.backbone.input_shape[1:]),), self.steps, generator)
+        for scale, rows in zip(scales, torch.arange(self.steps * size).split(size), strict=True):
             images = self.data.augment.apply(train.images[order[rows]], uniforms[rows]).to(self.device)
             labels = train.labels[order[rows]].to(self.device)
-            yield Batch(self.backbone.prepare(images), labels, keep[rows].to(self.device), coins[rows].to(self.device))
+            x = scaled(self.backbone.prepare(images), scale)
+            yield Batch(x, labels, keep[rows].to(self.device), coins[rows].to(self.device))
 
     def _train_epoch(self, epoch: int, quiet: bool) -> float:
         self.backbone.train()
+        if self.recipe.settled(epoch):
+            hold_statistics(self.backbone)
         total = torch.zeros((), device=self.device)
         name = f"epoch {epoch + 1}/{self.recipe.epochs}"
         # None: no bar where nobody watches a terminal
@@ -168,6 +196,11 @@ class Trainer:
     def _loss(self, batch: Batch) -> Tensor:
         recipe = self.recipe
         entropy = partial(F.cross_entropy, target=batch.labels, label_smoothing=recipe.label_smoothing)
+        if self.backbone.has_own_exits:
+            losses = [entropy(answer) for answer in self.backbone.answers(batch.x)]
+            return weighted_sum(losses, recipe.exit_weights)
+        if isinstance(network := self.backbone.network, SlimmableResNet):
+            return width_loss(network, batch.x, recipe.width_training or default_training(network), entropy)
         if not recipe.stochastic_depth:
             return entropy(self.backbone(batch.x))
         full = self.backbone(batch.x) if recipe.distill else None
@@ -183,9 +216,11 @@ class Trainer:
     @torch.no_grad()
     def _glance(self, x: Tensor) -> Tensor:
         """Return what the full path says, without leaving a trace in BatchNorm's statistics."""
+        modes = [(one, one.training) for one in self.backbone.modules()]
         self.backbone.eval()
         logits = self.backbone(x)
-        self.backbone.train()
+        for one, mode in modes:
+            one.training = mode
         return logits
 
     def _checked(self, loss: float, epoch: int) -> float:
@@ -195,6 +230,54 @@ class Trainer:
                 f"Lower --lr (now {self.recipe.lr:g}) and choose another --out."
             )
         return loss
+
+
+def check_recipe(backbone: Backbone, recipe: Recipe) -> None:
+    """Raise a ValueError unless a network can be trained as a recipe says."""
+    if not backbone.has_own_exits:
+        return
+    if recipe.stochastic_depth:
+        raise ValueError(
+            f"stochastic_depth: expected 0 for {backbone.name}, whose blocks cannot be left out, since later ones use "
+            f"what they add, got {recipe.stochastic_depth:g}. Leave --stochastic-depth out."
+        )
+    count = len(backbone.exits) + 1
+    if recipe.exit_weights and len(recipe.exit_weights) != count:
+        raise ValueError(
+            f"exit_weights: expected {count}, one for each of {backbone.name}'s exits and its last answer, "
+            f"got {len(recipe.exit_weights)}. Give as many --exit-weights, or none."
+        )
+
+
+def weighted_sum(losses: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
+    """Return the sum of losses by their weights, all 1 where none are given."""
+    pairs = zip(weights or (1.0,) * len(losses), losses, strict=True)
+    return torch.stack([weight * loss for weight, loss in pairs]).sum()
+
+
+def check_widths(backbone: Backbone, recipe: Recipe) -> None:
+    """Raise a ValueError if a recipe cannot train the widths of a backbone."""
+    if not isinstance(backbone.network, SlimmableResNet):
+        if recipe.width_training:
+            raise ValueError(
+                f"width_training: expected a slimmable backbone, got {backbone.name}. Leave --width-training out, or "
+                "use --backbone slim-resnet20 or us-resnet20."
+            )
+    elif recipe.stochastic_depth:
+        raise ValueError(
+            f"stochastic_depth: expected 0 for {backbone.name}, whose widths are trained at full depth, got "
+            f"{recipe.stochastic_depth}. Leave --stochastic-depth out, or use a backbone of one width."
+        )
+
+
+def width_accuracy(backbone: Backbone, part: Part) -> Metrics:
+    """Return the accuracy at a quarter, half and three quarters of the width; nothing if it is not slimmable."""
+    if not isinstance(backbone.network, SlimmableResNet):
+        return {}
+    widths = QUARTERS[:-1]
+    return {
+        f"width {width:g}": accuracy(one, part) for width, one in zip(widths, slices(backbone, widths), strict=True)
+    }
 
 
 def forward_kept(backbone: Backbone, x: Tensor, keep: Tensor) -> Tensor:
@@ -231,19 +314,14 @@ def spare_hard(keep: Tensor, logits: Tensor, labels: Tensor, coin: Tensor, *, po
     return torch.where(coin.unsqueeze(1) < ease, keep, 1)
 
 
-def soft_label_loss(student: Tensor, teacher: Tensor) -> Tensor:
-    """Return KL(teacher ‖ student), averaged over rows; the teacher gets no gradient. Logits of shape (N, classes)."""
-    target = F.log_softmax(teacher.detach(), 1)
-    return F.kl_div(F.log_softmax(student, 1), target, reduction="batchmean", log_target=True)
-
-
-def accuracy(backbone: Backbone, part: Part, keep: Tensor | None = None) -> float:
+def accuracy(backbone: Backbone, part: Part, keep: Tensor | None = None, *, scale: int | None = None) -> float:
     """Return the share of right answers in evaluation mode, 0…1.
 
     Args:
         backbone: Unfrozen or frozen, on any device.
         part: Images and labels.
         keep: 1 where a block runs; everything runs where it is not given. Shape (N, L).
+        scale: Longer side in pixels to bring the images to; their own where it is not given.
     """
     device = next(backbone.network.parameters()).device
     was_training, right = backbone.training, 0
@@ -251,6 +329,7 @@ def accuracy(backbone: Backbone, part: Part, keep: Tensor | None = None) -> floa
     with torch.no_grad():
         for images, labels, index in part.batches(256):
             x = backbone.prepare(images.to(device))
+            x = x if scale is None else scaled(x, scale)
             logits = backbone(x) if keep is None else forward_kept(backbone, x, keep[index].to(device))
             right += int((logits.argmax(1).cpu() == labels).sum())
     backbone.train(was_training)
@@ -261,6 +340,20 @@ def draw_keep(skip_probabilities: Tensor, count: int, generator: torch.Generator
     """Draw for each image and block whether it runs. Shapes (L,) to (count, L), values in {0, 1}."""
     uniforms = torch.rand((count, len(skip_probabilities)), generator=generator)
     return (uniforms >= skip_probabilities).long()
+
+
+def hold_statistics(backbone: Backbone) -> None:
+    """Let BatchNorm normalise by the statistics that it has, until the backbone is next put into training mode."""
+    for one in backbone.modules():
+        if isinstance(one, nn.modules.batchnorm._BatchNorm):  # the base of BatchNorm in all dimensions
+            one.eval()
+
+
+def draw_scales(scales: Sequence[int], steps: int, generator: torch.Generator) -> list[int]:
+    """Draw the scale of each step, evenly. A single one is not drawn: without scales all else is as it was."""
+    if len(scales) == 1:
+        return [scales[0]] * steps
+    return [scales[i] for i in torch.randint(len(scales), (steps,), generator=generator).tolist()]
 
 
 def keeps_shape(backbone: Backbone) -> list[bool]:

@@ -69,10 +69,10 @@ class Augment:
         return replace(data.augment, rotate=10.0, brightness=0.2, contrast=0.2, cutout=size // 8)
 
     def apply(self, images: Tensor, uniforms: Tensor) -> Tensor:
-        """Augment each image by its own uniforms.
+        """Augment each image by its own uniforms; all frames of a clip by those of the clip.
 
         Args:
-            images: Shape (N, C, H, W), uint8, on any device.
+            images: Shape (N, C, H, W) or (N, T, C, H, W), uint8, on any device.
             uniforms: Shape (N, draws), floats in [0, 1), on the same device.
 
         Returns:
@@ -82,6 +82,9 @@ class Augment:
             ValueError: If a shape or dtype differs from the above.
         """
         self._check(images, uniforms)
+        if images.ndim == 5:
+            frames = self.apply(images.flatten(0, 1), uniforms.repeat_interleave(images.shape[1], 0))
+            return frames.view(images.shape)
         u = uniforms.float()
         if self.rotate:
             images = rotated(images, self.rotate * (2 * u[:, 0] - 1))
@@ -97,10 +100,10 @@ class Augment:
         return images
 
     def _check(self, images: Tensor, uniforms: Tensor) -> None:
-        if images.dtype != torch.uint8 or images.ndim != 4:
+        if images.dtype != torch.uint8 or images.ndim not in (4, 5):
             raise ValueError(
-                f"Cannot augment: expected uint8 images of shape (N, C, H, W), got {images.dtype} of shape "
-                f"{tuple(images.shape)}. Remedy: augment before normalising."
+                "Cannot augment: expected uint8 images of shape (N, C, H, W), or clips (N, T, C, H, W), got "
+                f"{images.dtype} of shape {tuple(images.shape)}. Remedy: augment before normalising."
             )
         if uniforms.shape != (len(images), self.draws) or not uniforms.is_floating_point():
             raise ValueError(

@@ -1,10 +1,12 @@
 """Cluttered digits: a digit somewhere on a canvas, sometimes amid pieces of others. Easy and hard images by design."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
+from ..names import unknown
 from .digits import digits
 from .images import PART_NAMES, Part
 from .registry import register_data
@@ -12,6 +14,9 @@ from .splits import Shares, Source, assemble
 
 COPIES = {"train": 40, "policy": 64, "val": 16, "test": 8}
 """Canvases made of each digit."""
+
+CANVAS_COPIES = {"train": 24, "policy": 32, "val": 4, "test": 8}
+"""Likewise, of the larger canvases."""
 
 SHARES = Shares(test=0.25, val=0.2, policy=0.28)
 """How the digits are split."""
@@ -46,19 +51,57 @@ class Clutter:
             )
 
 
+LARGE = Clutter(size=32, share=1.0, fewest=4, most=8)
+"""What lies on the canvases of `cluttered-canvas`."""
+
+
 @register_data("cluttered-digits", description="a digit on a 12x12 canvas, one in four amid clutter, grey, embedded")
 def cluttered_digits() -> Source:
     """Return scikit-learn's digits on canvases of 12 x 12, a quarter of them amid two to five pieces of other digits.
 
     The digits are split first, so that no part holds a digit, or a piece of one, of another.
     """
+    return scattered("cluttered-digits", Clutter(), COPIES)[0]
+
+
+@register_data("cluttered-canvas", description="a digit on a 32x32 canvas amid four to eight pieces, grey, embedded")
+def cluttered_canvas() -> Source:
+    """Return scikit-learn's digits on canvases of 32 x 32, each amid four to eight pieces of other digits.
+
+    The digit fills a sixteenth of the canvas: it pays to look in the right place, which `canvas_places` tells.
+    """
+    return scattered("cluttered-canvas", LARGE, CANVAS_COPIES)[0]
+
+
+def canvas_places(part: str) -> Tensor:
+    """Return row and column of the upper left corner of each digit of a part of `cluttered-canvas`. Shape (N, 2).
+
+    Raises:
+        ValueError: If there is no such part.
+    """
+    if part not in PART_NAMES:
+        raise ValueError(unknown("part", part, PART_NAMES))
+    return scattered("cluttered-canvas", LARGE, CANVAS_COPIES)[1][part]
+
+
+def scattered(name: str, clutter: Clutter, copies: Mapping[str, int]) -> tuple[Source, dict[str, Tensor]]:
+    """Scatter the digits over canvases.
+
+    Args:
+        name: Of the data.
+        clutter: Of the canvases.
+        copies: Of each part, how many canvases are made of a digit.
+
+    Returns:
+        The data, split; and for each part the upper left corners of its digits, shape (N, 2).
+    """
     split = assemble(replace(digits(), shares=SHARES), policy_from="held-out", image_size=None)
-    parts = {}
-    for seed, name in enumerate(PART_NAMES):
-        digit = split.part(name)
-        several = Part(digit.images.repeat(COPIES[name], 1, 1, 1), digit.labels.repeat(COPIES[name]))
-        parts[name], _, _ = canvases(several, Clutter(), torch.Generator().manual_seed(seed))
-    return Source(name="cluttered-digits", parts=parts, class_names=split.class_names, flip=False)
+    parts, places = {}, {}
+    for seed, part in enumerate(PART_NAMES):
+        digit = split.part(part)
+        several = Part(digit.images.repeat(copies[part], 1, 1, 1), digit.labels.repeat(copies[part]))
+        parts[part], places[part], _ = canvases(several, clutter, torch.Generator().manual_seed(seed))
+    return Source(name=name, parts=parts, class_names=split.class_names, flip=False), places
 
 
 def canvases(part: Part, clutter: Clutter, generator: torch.Generator) -> tuple[Part, Tensor, Tensor]:

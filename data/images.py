@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from .augment import Augment
+from .clips import real_frames
 from .ranks import class_ranks
 
 PartName = Literal["train", "policy", "val", "test"]
@@ -17,10 +18,10 @@ PART_NAMES: tuple[PartName, ...] = get_args(PartName)
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Part:
-    """Images with their labels.
+    """Images, or clips, with their labels.
 
     Attributes:
-        images: Pixels. Shape (N, C, H, W), uint8, C is 1 or 3.
+        images: Pixels. Shape (N, C, H, W), of clips (N, T, C, H, W) as `clips` pads them, uint8, C is 1 or 3.
         labels: Class of each image. Shape (N,), int64.
 
     Raises:
@@ -33,10 +34,12 @@ class Part:
     def __post_init__(self) -> None:
         """Check shapes and dtypes."""
         images, labels = self.images, self.labels
-        if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] not in (1, 3) or images.numel() == 0:
+        shaped = images.ndim in (4, 5) and images.shape[-3] in (1, 3) and images.numel() > 0
+        if images.dtype != torch.uint8 or not shaped:
             raise ValueError(
-                f"These are no images: expected uint8 of shape (N, 1 or 3, H, W), none of them 0, got {images.dtype} "
-                f"of shape {tuple(images.shape)}. Remedy: put the channels first and scale the pixels to 0..255."
+                "These are no images: expected uint8 of shape (N, 1 or 3, H, W), or clips (N, T, 1 or 3, H, W), none "
+                f"of them 0, got {images.dtype} of shape {tuple(images.shape)}. Remedy: put the channels first and "
+                "scale the pixels to 0..255."
             )
         if labels.dtype != torch.int64 or labels.shape != images.shape[:1]:
             raise ValueError(
@@ -50,7 +53,20 @@ class Part:
 
     def __repr__(self) -> str:
         """Return size and image shape, not the pixels."""
-        return f"Part({len(self)} images of {'x'.join(map(str, self.images.shape[1:]))})"
+        what = "clips" if self.is_clips else "images"
+        return f"Part({len(self)} {what} of {'x'.join(map(str, self.images.shape[1:]))})"
+
+    @property
+    def is_clips(self) -> bool:
+        """Whether these are clips."""
+        return self.images.ndim == 5
+
+    def frames(self) -> "Part":
+        """Return the frames of clips as images, each with its clip's label; what fills up short clips is left out."""
+        if not self.is_clips:
+            return self
+        images, clip = real_frames(self.images)
+        return Part(images, self.labels[clip])
 
     def batches(self, size: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """Yield images, labels and the images' numbers within this part, in order; the last batch may be smaller.
@@ -99,6 +115,7 @@ class ImageData:
         fingerprint: 16 hexadecimal digits of the SHA-256 of images, labels and the split.
         note: How the parts came about.
         seen: Whether the policy part consists of the backbone's training images.
+        varied: Whether the policy part holds augmented images already, as an outcome table does.
     """
 
     name: str
@@ -113,6 +130,7 @@ class ImageData:
     fingerprint: str
     note: str
     seen: bool = False
+    varied: bool = False
 
     def part(self, name: PartName) -> Part:
         """Return the part called train, policy, val or test.
@@ -132,11 +150,30 @@ class ImageData:
         note = f"{self.note}; train and policy joined: the backbone has seen the policy's images"
         return self if self.seen else replace(self, train=both, policy=both, note=note, seen=True)
 
+    def with_varied_val(self, augment: Augment) -> "ImageData":
+        """Return the data with each validation image varied once, for backbones that know them as they are."""
+        uniforms = torch.rand((len(self.val), Augment.draws), generator=torch.Generator().manual_seed(0))
+        val = Part(augment.apply(self.val.images, uniforms), self.val.labels)
+        changed = hashlib.sha256(f"{self.fingerprint} val {augment}".encode()).hexdigest()[:16]
+        return replace(self, val=val, fingerprint=changed, note=f"{self.note}; validation images varied: {augment}")
+
     @property
     def image_shape(self) -> tuple[int, int, int]:
-        """Channels, height and width of every image."""
-        channels, height, width = self.train.images.shape[1:]
+        """Channels, height and width of every image, or frame."""
+        channels, height, width = self.train.images.shape[-3:]
         return channels, height, width
+
+    @property
+    def is_clips(self) -> bool:
+        """Whether these are clips, each of several frames."""
+        return self.train.is_clips
+
+    def frames(self) -> "ImageData":
+        """Return the frames of clips as images, each with its clip's label: what a network of images is trained on."""
+        if not self.is_clips:
+            return self
+        parts = {name: self.part(name).frames() for name in PART_NAMES}
+        return replace(self, **parts, note=f"{self.note}; single frames, with the labels of their clips")
 
     @property
     def num_classes(self) -> int:
@@ -150,11 +187,11 @@ def channel_statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, 
     They come from histograms: exact, and without a float copy of the images.
 
     Args:
-        images: Shape (N, C, H, W), uint8.
+        images: Shape (N, C, H, W) or (N, T, C, H, W), uint8.
     """
     levels = torch.arange(256, dtype=torch.float64) / 255
     means, stds = [], []
-    for channel in images.unbind(1):
+    for channel in images.unbind(-3):
         weights = torch.bincount(channel.flatten(), minlength=256).double() / channel.numel()
         mean = (weights * levels).sum()
         std = (weights * (levels - mean) ** 2).sum().sqrt()

@@ -10,21 +10,24 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from .clips import padded
 from .images import Part
 from .splits import Source
 
 Array = NDArray[Any]
 _REQUIRED = ("train_images", "train_labels", "test_images", "test_labels")
 _VALIDATION = ("val_images", "val_labels")
-_OPTIONAL = (*_VALIDATION, "class_names")
 _GIVEN = ("train", "val", "test")
+_OPTIONAL = (*_VALIDATION, *(f"{part}_lengths" for part in _GIVEN), "class_names")
 
 
 def load_npz(path: Path) -> Source:
-    """Read an `.npz` with images and labels for training and test, optionally for validation.
+    """Read an `.npz` with images, or clips, and labels for training and test, optionally for validation.
 
-    Images have shape (N, H, W) or (N, H, W, C) with 1 or 3 channels, uint8 or floats in [0, 1]; labels have shape (N,)
-    or (N, 1), integers from 0. `class_names` is an array of strings. Nothing is unpickled.
+    Images have shape (N, H, W) or (N, H, W, C) with 1 or 3 channels, clips (N, T, H, W, C), uint8 or floats in [0, 1];
+    labels have shape (N,) or (N, 1), integers from 0. Where clips differ in length, `train_lengths` and so on say how
+    many frames of each are real, from 1 to T; whatever stands after these is not looked at. `class_names` is an array
+    of strings. Nothing is unpickled.
 
     Args:
         path: The file.
@@ -39,7 +42,7 @@ def load_npz(path: Path) -> Source:
         name=path.name,
         parts=parts,
         class_names=_class_names(path, arrays, max(int(part.labels.max()) for part in parts.values()) + 1),
-        flip=parts["train"].images.shape[1] == 3,  # photographs may be mirrored; grey images are often signs
+        flip=parts["train"].images.shape[-3] == 3,  # photographs may be mirrored; grey images are often signs
     )
 
 
@@ -89,20 +92,39 @@ def _part(path: Path, part: str, arrays: Mapping[str, Array]) -> Part:
             f"{part}_images and {part}_labels in {path} differ in number: expected one label for each of {len(images)} "
             f"images, got {len(labels)}."
         )
-    channels_first = images[:, None] if images.ndim == 3 else images.transpose(0, 3, 1, 2)
-    return Part(torch.from_numpy(np.ascontiguousarray(channels_first)), torch.from_numpy(labels))
+    channels_first = images[:, None] if images.ndim == 3 else np.moveaxis(images, -1, -3)
+    pixels = torch.from_numpy(np.ascontiguousarray(channels_first))
+    if f"{part}_lengths" in arrays:
+        lengths = _lengths(f"{part}_lengths in {path}", arrays[f"{part}_lengths"], pixels.shape)
+        pixels = padded(pixels, torch.from_numpy(lengths))
+    return Part(pixels, torch.from_numpy(labels))
+
+
+def _lengths(what: str, lengths: Array, shape: Sequence[int]) -> NDArray[np.int64]:
+    if len(shape) != 5:
+        raise ValueError(
+            f"{what} has nothing to measure: expected clips (N, T, H, W, C), got single images. Remedy: leave the key "
+            "out, or save the clips."
+        )
+    if lengths.shape != (shape[0],) or not np.issubdtype(lengths.dtype, np.integer):
+        raise ValueError(
+            f"{what} does not fit: expected integers of shape ({shape[0]},), one for each clip, got {lengths.dtype} of "
+            f"shape {lengths.shape}. Remedy: save the number of real frames of each clip."
+        )
+    low, high = int(lengths.min()), int(lengths.max())
+    if low < 1 or high > shape[1]:
+        raise ValueError(
+            f"{what} cannot be true: expected 1..{shape[1]} real frames, as many as the clips have at most, got "
+            f"{low}..{high}. Remedy: count the frames of each clip."
+        )
+    return lengths.astype(np.int64)
 
 
 def _pixels(what: str, images: Array) -> NDArray[np.uint8]:
-    if images.ndim == 5:
+    if images.ndim not in (3, 4, 5) or images.size == 0 or (images.ndim > 3 and images.shape[-1] not in (1, 3)):
         raise ValueError(
-            f"{what} holds clips: expected images of shape (N, H, W) or (N, H, W, C), got {images.shape}. Clips (N, T, "
-            "H, W, C) are not supported by tasks on images yet. Remedy: save one frame of each clip."
-        )
-    if images.ndim not in (3, 4) or images.size == 0 or (images.ndim == 4 and images.shape[-1] not in (1, 3)):
-        raise ValueError(
-            f"{what} has the wrong shape: expected (N, H, W) or (N, H, W, C) with 1 or 3 channels last and no "
-            f"dimension of 0, got {images.shape}. Remedy: transpose or convert the images."
+            f"{what} has the wrong shape: expected (N, H, W), (N, H, W, C) or clips (N, T, H, W, C) with 1 or 3 "
+            f"channels last and no dimension of 0, got {images.shape}. Remedy: transpose or convert the images."
         )
     if images.dtype == np.uint8:
         return images

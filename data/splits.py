@@ -67,8 +67,9 @@ class Source:
         for name, part in self.parts.items():
             if part.images.shape[1:] != expected:
                 raise ValueError(
-                    f"{self.name}: images differ in shape: expected {tuple(expected)} (channels, height, width) as in "
-                    f"train, got {tuple(part.images.shape[1:])} in {name}. Remedy: bring all images to one shape."
+                    f"{self.name}: images differ in shape: expected {tuple(expected)} (frames if clips, channels, "
+                    f"height, width) as in train, got {tuple(part.images.shape[1:])} in {name}. "
+                    "Remedy: bring all images to one shape."
                 )
             low, high = (int(extreme) for extreme in part.labels.aminmax())
             if low < 0 or high >= len(self.class_names):
@@ -114,7 +115,7 @@ def resized(images: Tensor, size: int) -> Tensor:
     """Bring the shorter side to `size` pixels and crop the centre.
 
     Args:
-        images: Shape (N, C, H, W), uint8.
+        images: Shape (N, C, H, W) or (N, T, C, H, W), uint8.
         size: Height and width of the result.
     """
     height, width = images.shape[-2:]
@@ -122,7 +123,8 @@ def resized(images: Tensor, size: int) -> Tensor:
         return images
     scale = size / min(height, width)
     target = [max(size, round(height * scale)), max(size, round(width * scale))]
-    images = F.interpolate(images, size=target, mode="bilinear", antialias=True)
+    scaled = F.interpolate(images.flatten(0, -4), size=target, mode="bilinear", antialias=True)
+    images = scaled.view(*images.shape[:-2], *target)
     top, left = (target[0] - size) // 2, (target[1] - size) // 2
     return images[..., top : top + size, left : left + size].contiguous()
 

@@ -6,13 +6,18 @@ The face for stable-baselines3 is `skipgym.envs.sb3_env`, imported apart because
 from .block_drop import BlockDrop
 from .build import build_engine
 from .cascade import Cascade
+from .channel_width import ChannelWidth
 from .choice import Choice, Hard, Masked, Soft, one_hot
 from .early_exit import EarlyExit
 from .engine import Engine, Transition
 from .exit_task import ExitTask
+from .frame_select import FrameSelect
 from .gym_env import SkipEnv
 from .layer_skip import LayerSkip
+from .look_task import LookTask
 from .observation import Layout
+from .patch_crop import PatchCrop
+from .resolution import Resolution
 from .rewards import REWARDS, Outcome, Reward, Spent, make_reward
 from .rollout import Run, rollout
 from .state import State, merge
@@ -23,15 +28,20 @@ __all__ = [
     "REWARDS",
     "BlockDrop",
     "Cascade",
+    "ChannelWidth",
     "Choice",
     "EarlyExit",
     "Engine",
     "ExitTask",
+    "FrameSelect",
     "Hard",
     "LayerSkip",
     "Layout",
+    "LookTask",
     "Masked",
     "Outcome",
+    "PatchCrop",
+    "Resolution",
     "Reward",
     "Run",
     "SkipEnv",

@@ -1,6 +1,6 @@
 """From names to an environment's parts: data, backbone, task, reward."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,8 +20,9 @@ def build_engine(
     task: str | Task,
     *,
     backbone: str | Backbone = "resnet20",
-    data: str | ImageData = "digits",
+    data: str | ImageData | None = None,
     weights: str | Path | None = None,
+    class_indices: Sequence[int] = (),
     reward: str | Reward = "accuracy",
     price: Price = 0.3,
     part: Literal["train", "policy", "val", "test"] = "policy",
@@ -35,8 +36,9 @@ def build_engine(
     Args:
         task: A registered name, or a task of your own.
         backbone: A registered name, or a backbone.
-        data: What `skipgym.load_data` takes, or a data set.
+        data: What `skipgym.load_data` takes, or a data set; by default the embedded data that the task names.
         weights: Checkpoint of the backbone. Without one the embedded data's backbone is trained on first use.
+        class_indices: Which of the weights' outputs the data's classes are, where they know more.
         reward: A registered name, or a reward.
         price: Of compute, in units of accuracy: a number, or a range drawn from for each episode and then observed.
         part: Which images are dealt.
@@ -48,13 +50,18 @@ def build_engine(
     Raises:
         ValueError: If a name is unknown, or the parts do not fit each other.
     """
-    reward = make_reward(reward)
-    if isinstance(task, str):
-        task_class(task)  # an unknown name is told before data and weights are read
+    reward, options = make_reward(reward), task_options or {}
+    kind = (
+        task_class(task) if isinstance(task, str) else task
+    )  # an unknown name is told before data and weights are read
+    data = kind.default_data if data is None else data
     images = find_data(data, weights) if isinstance(data, str) else data
+    check_kind(kind, images)
     if isinstance(task, str):
-        net = backbone if isinstance(backbone, Backbone) else find_backbone(backbone, images, weights)
-        task = find_task(task, net, images, **(task_options or {}))
+        if isinstance(backbone, str):
+            name, recipe = task_class(task).architecture(backbone), task_class(task).recipe(images, **options)
+            backbone = find_backbone(name, images, weights, classes=class_indices, recipe=recipe)
+        task = find_task(task, backbone, images, **options)
     check_fit(task, images)
     return Engine(
         task,
@@ -73,15 +80,34 @@ def find_data(spec: str, weights: str | Path | None) -> ImageData:
     return data if weights is None or held_out(weights, data.fingerprint) else data.joined()
 
 
-def find_backbone(name: str, data: ImageData, weights: str | Path | None) -> Backbone:
-    """Return a trained backbone: from a checkpoint, or the cached one for embedded data."""
-    if weights is not None:
-        return load_backbone(
-            name, weights, num_classes=data.num_classes, input_shape=data.image_shape, class_names=data.class_names
-        )
-    from ..backbones.pretrain import pretrained
+def find_backbone(
+    name: str,
+    data: ImageData,
+    weights: str | Path | None,
+    *,
+    classes: Sequence[int] = (),
+    recipe: Mapping[str, Any] | None = None,
+) -> Backbone:
+    """Return a trained backbone: from a checkpoint, or the cached one for embedded data.
 
-    return pretrained(name, data)
+    Args:
+        name: A registered name.
+        data: Says which images and classes.
+        weights: The checkpoint.
+        classes: Which of its outputs the data's classes are, where it knows more.
+        recipe: What a task wants changed in how embedded data's backbone is trained.
+
+    Raises:
+        ValueError: If there are no weights and the data is not embedded, or they do not fit.
+    """
+    if weights is not None:
+        shape = {"num_classes": data.num_classes, "input_shape": data.image_shape, "class_names": data.class_names}
+        return load_backbone(name, weights, class_indices=classes, **shape)
+    if classes:
+        raise ValueError("class_indices: expected them with weights that know more classes, got none. Pass weights.")
+    from ..backbones.embedded import pretrained
+
+    return pretrained(name, data, **(recipe or {}))
 
 
 def find_task(name: str, backbone: Backbone, data: ImageData, **options: Any) -> Task:
@@ -89,8 +115,19 @@ def find_task(name: str, backbone: Backbone, data: ImageData, **options: Any) ->
     return make_task(name, task_class(name).furnish(backbone, data, **options), **options)
 
 
+def check_kind(task: Task | type[Task], data: ImageData) -> None:
+    """Raise a ValueError unless the data's inputs are clips where a task takes clips, else images."""
+    if task.takes_clips != data.is_clips:
+        expected, got = ("clips", "single images") if task.takes_clips else ("single images", "clips")
+        raise ValueError(
+            f"data {data.name}: expected {expected} for {task.name}, got {got}. Take other data"
+            + (f", such as {task.default_data}, or another task." if data.name != task.default_data else ".")
+        )
+
+
 def check_fit(task: Task, data: ImageData) -> None:
-    """Raise a ValueError unless the data's images and classes are those of the task's backbone."""
+    """Raise a ValueError unless the data's images and classes are those of the task and its backbone."""
+    check_kind(task, data)
     expected, got = task.backbone.input_shape, data.image_shape
     if expected[1:] != got[1:] or (expected[0] != got[0] and got[0] != 1):
         raise ValueError(
@@ -105,10 +142,13 @@ def check_fit(task: Task, data: ImageData) -> None:
 
 
 def choose_augment(level: AugmentLevel, data: ImageData) -> Augment:
-    """Return the augmentation of a level; `auto` looks at whether the backbone has seen the policy's images."""
+    """Return the augmentation of a level; `auto` looks at whether the backbone has seen the policy's images.
+
+    Images that have been varied before are left as they are.
+    """
     if level == "auto":
         level = "strong" if data.seen else "light"
     levels = {"none": Augment(), "light": Augment.light(data), "strong": Augment.strong(data)}
     if level not in levels:
         raise ValueError(unknown("augment", level, ["auto", *levels]))
-    return levels[level]
+    return Augment() if data.varied else levels[level]

@@ -79,7 +79,7 @@ class Cascade(ExitTask):
             )
         if files:
             return backbone.with_smaller([_loaded(*pair, data) for pair in zip(names, files, strict=True)])
-        from ..backbones.pretrain import pretrained
+        from ..backbones.embedded import pretrained
 
         return backbone.with_smaller([pretrained(name, data) for name in names])
 

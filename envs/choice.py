@@ -52,6 +52,10 @@ class Choice(ABC):
     def part(self, index: int) -> "Choice":
         """Return one part of a decision that has several."""
 
+    @abstractmethod
+    def binary(self) -> "Choice":
+        """Return the choice between option 0 and all others together, as options 0 and 1."""
+
     def cost(self, costs: Sequence[float]) -> Tensor:
         """Return what was chosen costs, given what each option costs. Shape (N,)."""
         weights = torch.stack([self.weight(option) for option in range(len(costs))], 1)
@@ -84,6 +88,10 @@ class Hard(Choice):
     def part(self, index: int) -> "Hard":
         """Return the actions of one part."""
         return type(self)(self.actions[:, index])
+
+    def binary(self) -> "Hard":
+        """Return 0 where option 0 was chosen, else 1."""
+        return type(self)((self.actions > 0).long())
 
 
 class Masked(Hard):
@@ -126,6 +134,15 @@ class Soft(Choice):
     def part(self, index: int) -> "Soft":
         """Return the weights of one part."""
         return Soft(self.weights[index])
+
+    def binary(self) -> "Soft":
+        """Return the weight of option 0, and the sum of the others."""
+        return Soft(together(self.weights[0]))
+
+
+def together(weights: Tensor) -> Tensor:
+    """Return the weight of option 0, and the sum of the others. Shape (N, options) to (N, 2)."""
+    return torch.stack([weights[:, 0], weights[:, 1:].sum(1)], 1)
 
 
 def _zeros(shape: Sequence[int], x: Tensor) -> Tensor:

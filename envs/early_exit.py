@@ -27,16 +27,17 @@ class EarlyExit(ExitTask):
     Observation space:
         Of the exit's answer: largest probability, entropy (1: all classes alike), margin between the two largest
         probabilities, and the share of earlier exits that named the same class (0 at the first). With `pooled` the
-        features there follow, averaged over places (of tokens the class token), padded with zeros to the widest exit.
-        The interpreter appends the position (one-hot) and, where it varies, the price.
+        features that it answers from follow, averaged over places (of tokens the class token), padded with zeros to the
+        widest exit. The interpreter appends the position (one-hot) and, where it varies, the price.
     Episode end:
         With the first 0, or after one decision at each exit.
     Cost:
         Stem + blocks that ran + every head that was reached, the one that was passed by too. Heads further on are not
         evaluated and cost nothing; never leaving costs `most_macs`, the network and all heads.
 
-    The backbone carries the exits, trained on it frozen: `skipgym pretrain --exits` leaves them beside its weights, and
-    for embedded data they are trained on first use.
+    The backbone carries the exits: `msdnet` and `ranet` have their own, which are trained with them. On others they are
+    trained frozen: `skipgym pretrain --exits` leaves them beside the weights, and for embedded data they are trained on
+    first use.
 
     Arguments:
         exits: After how many blocks the exits are, rising: of those that the backbone carries all by default. On the
@@ -68,14 +69,15 @@ class EarlyExit(ExitTask):
         macs = [
             sum(net.block_macs[a:b]) + head for a, b, head in zip(self.bounds, self.bounds[1:], heads, strict=False)
         ]
-        self.set_stages(macs, [net.blocks[end - 1].out_shape for end in self.bounds[1:]])
+        seen = [net.exits[index].seen_shape for index in self.used]
+        self.set_stages(macs, [net.blocks[end - 1].out_shape for end in self.bounds[1:]], seen)
 
     @classmethod
     def furnish(cls, backbone: Backbone, data: ImageData, **options: Any) -> Backbone:
         """Return a backbone with exits: its own, or for embedded data those trained on first use."""
         if backbone.exits:
             return backbone
-        from ..backbones.pretrain import pretrained_exits
+        from ..backbones.embedded import pretrained_exits
 
         asked = options.get("exits")
         return pretrained_exits(backbone, data, () if asked is None else read_places(asked))
@@ -98,6 +100,10 @@ class EarlyExit(ExitTask):
         for block in self.backbone.blocks[self.bounds[stage] : self.bounds[stage + 1]]:
             x = block.run(x)
         return x
+
+    def seen(self, stage: int, x: Tensor) -> Tensor:
+        """Return the features that an exit answers from."""
+        return self.backbone.exits[self.used[stage]].seen(x)
 
     def head(self, stage: int, x: Tensor) -> Tensor:
         """Answer at an exit, or at the end."""

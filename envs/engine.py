@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..data import Augment, Part
 from .choice import Hard, cost_dtype
+from .gains import Gains
 from .observation import Layout
 from .rewards import Outcome, Reward, Spent
 from .rollout import advance
@@ -21,6 +22,9 @@ from .tally import Tally
 from .task import Task
 
 Price = float | Sequence[float]
+
+AHEAD = 64
+"""Episodes for which a slot's random numbers are drawn at a time."""
 
 
 @dataclass(frozen=True)
@@ -75,6 +79,7 @@ class Engine:
             raise ValueError(f"num_envs: expected at least 1, got {num_envs}.")
         self.low, self.high = _price_range(price)
         self.task, self.reward, self.num_envs, self.policy_macs = task, reward, num_envs, policy_macs
+        self.gains = Gains(task, reward, num_envs)
         self.augment = augment or Augment()
         self.layout = Layout.of(task, priced=isinstance(price, Sequence))
         self.images, self.labels = data.images.to(task.device), data.labels.to(task.device)
@@ -99,6 +104,8 @@ class Engine:
         if len(seed) != self.num_envs:
             raise ValueError(f"seed: expected one number, or one for each of {self.num_envs} slots, got {seed}.")
         self.generators = [np.random.default_rng(one) for one in seed]
+        self.drawn = np.empty((self.num_envs, AHEAD, 2 + self.augment.draws))
+        self.used = np.full(self.num_envs, AHEAD)
 
     @torch.no_grad()
     def reset(self) -> Tensor:
@@ -129,9 +136,10 @@ class Engine:
             self.tally.count(state.position * parts, chosen)
             return Hard(chosen)
 
+        base = self._gain_base()
         self.cohorts, answered = advance(self.task, self.cohorts, decide)
         self.decided += 1
-        reward = self._pay_step(actions, self.cohorts + answered)
+        reward = self._pay_step(actions, self.cohorts + answered, base)
         self.returns += reward
         done, correct, macs, kept = (torch.zeros_like(reward) for _ in range(4))
         if answered:
@@ -175,7 +183,7 @@ class Engine:
 
     def _deal(self, slots: Tensor) -> State:
         """Begin an episode in each of these slots."""
-        draws = np.stack([self.generators[i].random(2 + self.augment.draws) for i in slots.tolist()])
+        draws = self._draw(slots.cpu().numpy())
         uniforms = torch.as_tensor(draws, dtype=torch.float32, device=self.task.device)
         index = torch.as_tensor((draws[:, 0] * len(self.images)).astype(np.int64), device=self.task.device)
         images = self.augment.apply(self.images[index], uniforms[:, 2:])
@@ -185,8 +193,25 @@ class Engine:
             tally[slots] = 0
         return replace(self.task.begin(self.task.prepare(images)), rows=slots)
 
-    def _pay_step(self, actions: Tensor, states: list[State]) -> Tensor:
-        """Charge what was spent since the last payment. Shape (N,)."""
+    def _draw(self, slots: np.ndarray) -> np.ndarray:
+        """Return each slot's next uniforms; generators are asked for many at a time, which changes nothing drawn."""
+        for slot in slots[self.used[slots] == AHEAD].tolist():
+            self.generators[slot].random(out=self.drawn[slot])
+            self.used[slot] = 0
+        draws = self.drawn[slots, self.used[slots]]
+        self.used[slots] += 1
+        return draws
+
+    def _gain_base(self) -> Tensor | None:
+        """Return what a gain is reckoned from, where the reward pays for one. Shape (N,)."""
+        if not self.reward.gain_over:
+            return None
+        base, spent = self.gains.baseline(self.cohorts, self.targets)
+        self.tally.backbone_macs += spent
+        return base
+
+    def _pay_step(self, actions: Tensor, states: list[State], base: Tensor | None) -> Tensor:
+        """Charge what was spent since the last payment, and pay what was gained. Shape (N,)."""
         total = self.charged.clone()  # slots without an episode spend nothing
         for state in states:
             total[state.rows] = self.total_macs(state)
@@ -194,8 +219,9 @@ class Engine:
         compute = ((total - self.charged) / self.task.full_macs).float()
         self.charged = total
         self.kept += kept
+        gain = None if base is None else (self.gains.confidence(states, self.targets) - base) * (kept > 0)
         parts = len(self.task.decisions)
-        return self.reward.step(Spent(kept, parts, compute, self.price, len(self.task.pieces)))
+        return self.reward.step(Spent(kept, parts, compute, self.price, len(self.task.pieces), gain))
 
     def _outcome(self, state: State) -> Outcome:
         rows = state.rows

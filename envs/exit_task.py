@@ -39,11 +39,19 @@ class ExitTask(Task):
             raise ValueError(f"pooled: expected 0 or 1, got {pooled!r}. 1 shows the policy pooled features too.")
         self.pooled, self.decisions = bool(pooled), (2,)
 
-    def set_stages(self, macs: Sequence[int], shapes: Sequence[tuple[int, ...]]) -> None:
-        """Take what stages cost and leave; from this follows all that a task declares."""
+    def set_stages(
+        self, macs: Sequence[int], shapes: Sequence[tuple[int, ...]], seen: Sequence[tuple[int, ...]] | None = None
+    ) -> None:
+        """Take what stages cost and leave; from this follows all that a task declares.
+
+        Args:
+            macs: Of each stage, its head included.
+            shapes: Of one row of what each leaves for the next.
+            seen: Of one row of `seen` at each stage but the last, where it is not what the stage leaves.
+        """
         self.stage_macs, self.stage_shapes = tuple(macs), tuple(shapes)
         self.horizon, self.least_macs = len(macs) - 1, self.before_macs + macs[0]
-        self.width = max(pooled_size(shape) for shape in shapes[:-1]) if self.pooled else 0
+        self.width = max(map(pooled_size, seen or shapes[:-1])) if self.pooled else 0
         self.observation_shape = (SIGNS + self.width,)
 
     @abstractmethod
@@ -57,6 +65,10 @@ class ExitTask(Task):
     @abstractmethod
     def head(self, stage: int, x: Tensor) -> Tensor:
         """Return the logits of a stage, from what it has made of rows. Shape (N, classes)."""
+
+    def seen(self, stage: int, x: Tensor) -> Tensor:
+        """Return the features that a policy may see pooled, of what a stage has made of rows."""
+        return x
 
     @property
     def before_macs(self) -> int:
@@ -87,7 +99,7 @@ class ExitTask(Task):
         seen = signs(state.memory["logits"], state.memory["votes"], state.position)
         if not self.pooled:
             return seen
-        return torch.cat([seen, pool(state.features, self.width)], 1)
+        return torch.cat([seen, pool(self.seen(state.position, state.features), self.width)], 1)
 
     def step(self, state: State, choice: Choice) -> State:
         """Let rows leave with the answer that they have, and run the next stage on the others."""

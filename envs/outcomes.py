@@ -22,7 +22,7 @@ Path = tuple[int, ...]
 class Memo:
     """What the last path computed: for each use of a piece input, option, output; and the MACs that reuse saved."""
 
-    last: dict[tuple[int, int], tuple[Tensor, int, Tensor]] = field(default_factory=dict)
+    last: dict[tuple[str, int], tuple[Tensor, int, Tensor]] = field(default_factory=dict)
     saved: float = 0.0
 
 
@@ -35,13 +35,14 @@ class Shared(Hard):
         memo: Shared by all paths of one batch.
         first: Number of the decision's first piece.
         device: Of the rows.
+        view: Tells apart several choices about one piece.
     """
 
-    def __init__(self, options: Path, count: int, memo: Memo, first: int, device: torch.device):
+    def __init__(self, options: Path, count: int, memo: Memo, first: int, device: torch.device, *, view: str = ""):
         actions = torch.tensor(options, device=device).expand(count, -1)
         super().__init__(actions.squeeze(1) if len(options) == 1 else actions)
         self.options, self.count, self.memo, self.first, self.device = options, count, memo, first, device
-        self.reused, self.uses = False, 0
+        self.key, self.reused, self.uses = f"{view}{first}", False, 0
         self.parts: dict[int, Shared] = {}
 
     def among(self, branches: Sequence[Branch], x: Tensor) -> Tensor:
@@ -55,7 +56,7 @@ class Shared(Hard):
         return self._once(branch, x)
 
     def _once(self, branch: Branch, x: Tensor) -> Tensor:
-        use = self.first, self.uses  # the same tensor may come again, unchanged by an identity, for other branches
+        use = self.key, self.uses  # the same tensor may come again, unchanged by an identity, for other branches
         self.uses += 1
         last = self.memo.last.get(use)
         self.reused = last is not None and last[0] is x and last[1] == self.options[0]
@@ -77,6 +78,10 @@ class Shared(Hard):
             option = (self.options[index],)
             self.parts[index] = Shared(option, self.count, self.memo, self.first + index, self.device)
         return self.parts[index]
+
+    def binary(self) -> "Shared":
+        """Return whether the option is another than 0, for all rows."""
+        return Shared((int(self.options[0] > 0),), self.count, self.memo, self.first, self.device, view="binary ")
 
 
 @dataclass(frozen=True)
@@ -156,6 +161,23 @@ def candidate_paths(pieces: int, limit: int) -> list[Path]:
             break
         paths |= set(_with_kept(pieces, count))
     return sorted(paths)
+
+
+def looking_paths(others: int, horizon: int, limit: int) -> tuple[list[Path], bool]:
+    """Return the paths on which option 0 ends all, and whether these are all of them.
+
+    Args:
+        others: Options of a decision beside 0.
+        horizon: Number of decisions at most.
+        limit: Where more paths would come, the longest are left out.
+    """
+    longest = next((n - 1 for n in range(1, horizon + 1) if sum(others**i for i in range(n + 1)) > limit), horizon)
+    paths = [
+        (*taken, *(0,) * (horizon - length))
+        for length in range(longest + 1)
+        for taken in product(range(1, others + 1), repeat=length)
+    ]
+    return paths, longest == horizon
 
 
 def _with_kept(pieces: int, count: int) -> Iterator[Path]:

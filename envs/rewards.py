@@ -2,13 +2,15 @@
 
 from abc import ABC, abstractmethod
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from ..names import unknown
+
+GainOver = Literal["", "before", "random"]
 
 
 @dataclass(frozen=True)
@@ -21,6 +23,8 @@ class Spent:
         compute: MACs that it spent, as a share of the full network's; the first also carries what ran before it.
         price: Price of compute. Shape (N,).
         pieces: Number of pieces in a whole episode that could be executed.
+        gain: By how much the probability of the right class rose over what the reward names in `gain_over`; 0 where a
+            row answered without more. Shape (N,).
     """
 
     kept: Tensor
@@ -28,6 +32,7 @@ class Spent:
     compute: Tensor
     price: Tensor
     pieces: int
+    gain: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -55,7 +60,14 @@ class Outcome:
 
 
 class Reward(ABC):
-    """A reward in two places: after each decision, and when the answer is known."""
+    """A reward in two places: after each decision, and when the answer is known.
+
+    Attributes:
+        gain_over: What a gain in probability is reckoned from, for rewards that pay for it on tasks with exits:
+            `before`, the answer there was before the decision; `random`, that after a random other option.
+    """
+
+    gain_over: ClassVar[GainOver] = ""
 
     @abstractmethod
     def step(self, spent: Spent) -> Tensor:
@@ -128,11 +140,42 @@ class BlockDrop(Reward):
         return torch.where(outcome.correct > 0, saved, torch.full_like(saved, -self.gamma))
 
 
+@dataclass(frozen=True, kw_only=True)
+class ConfidenceGain(Reward):
+    """p_t(y) - p_(t-1)(y), the gain in probability of the right class, minus price x compute (Glance and Focus, 2020).
+
+    In a whole episode the gains add up to the probability at the end, less that at the beginning.
+    """
+
+    gain_over: ClassVar[GainOver] = "before"
+
+    def step(self, spent: Spent) -> Tensor:
+        assert spent.gain is not None
+        return spent.gain - spent.price * spent.compute
+
+    def end(self, outcome: Outcome) -> Tensor:
+        return torch.zeros_like(outcome.price)
+
+
+@dataclass(frozen=True, kw_only=True)
+class GainOverRandom(ConfidenceGain):
+    """p(y) after the decision minus p(y) after a random one instead, minus price x compute (AdaFocus, 2021).
+
+    What the image gives by itself falls out, and with it variance. Each decision runs twice in training. It pays for
+    looking in the right place, not for looking at all: with a price it is best soon to stop. Take price 0, and
+    let thresholds decide when it is enough.
+    """
+
+    gain_over: ClassVar[GainOver] = "random"
+
+
 REWARDS: dict[str, type[Reward]] = {
     "accuracy": AccuracyMinusPrice,
     "cross-entropy": CrossEntropy,
     "skipnet": SkipNet,
     "block-drop": BlockDrop,
+    "confidence-gain": ConfidenceGain,
+    "gain-over-random": GainOverRandom,
 }
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..backbones.routing import take
 from .choice import cost_dtype
 
 
@@ -78,7 +79,8 @@ class State:
 
     def select(self, index: Tensor) -> "State":
         """Return some of the rows. `index` holds positions within this cohort, or a mask."""
-        return self._each(lambda value: value[index])
+        numbers = index.nonzero(as_tuple=True)[0] if index.dtype == torch.bool else index
+        return self._each(lambda value: take(value, numbers))
 
     def split_done(self) -> tuple["State", "State"]:
         """Return the rows that still decide, and those that have answered."""

@@ -1,8 +1,8 @@
 """What can be decided about an input, and what each decision does to the computation."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from typing import Any, ClassVar, Self, TypeVar
+from collections.abc import Callable, Mapping
+from typing import Any, Self, TypeVar
 
 import torch
 from gymnasium import spaces
@@ -14,6 +14,9 @@ from ..ids import PLUGINS, TASKS, register_env
 from ..registry import Registry, first_line
 from .choice import Choice
 from .state import State
+
+Box = tuple[float, float, float, float]
+"""Top, left, height and width of a piece of an image, in pixels."""
 
 
 class Task(nn.Module, ABC):
@@ -33,11 +36,19 @@ class Task(nn.Module, ABC):
         full_macs: Cost of the backbone untouched.
         most_macs: Cost of the last option everywhere; more than `full_macs` where to decide costs something, as heads
             that are passed do.
-        has_exits: Whether each decision has two options, 0 to answer now with `answer_now`, 1 to go on.
+        has_exits: Whether each decision has one part, whose option 0 answers now with `answer_now`; the others go on.
+        alike: Whether the options above 0 are alike, as places are; otherwise they rise from less to more.
+        reaches_full: Whether the last option everywhere gives the untouched network's answer.
+        takes_clips: Whether inputs are clips of several frames, (N, T, C, H, W), rather than images.
+        default_data: Embedded data that an environment is made on where none is named.
     """
 
-    name: ClassVar[str] = ""
-    has_exits: ClassVar[bool] = False
+    name: str = ""
+    has_exits: bool = False
+    alike: bool = False
+    reaches_full: bool = True
+    takes_clips: bool = False
+    default_data: str = "digits"
     horizon: int
     decisions: tuple[int, ...]
     observation_shape: tuple[int, ...]
@@ -58,7 +69,7 @@ class Task(nn.Module, ABC):
 
     @abstractmethod
     def begin(self, inputs: Tensor) -> State:
-        """Return the state before the first decision, from prepared inputs. Shape (N, C, H, W)."""
+        """Return the state before the first decision, from prepared inputs, (N, C, H, W) or clips (N, T, C, H, W)."""
 
     @abstractmethod
     def observe(self, state: State) -> Tensor:
@@ -77,12 +88,28 @@ class Task(nn.Module, ABC):
         raise NotImplementedError(f"{self.name} answers only at the end.")
 
     @classmethod
+    def architecture(cls, name: str) -> str:
+        """Return the backbone to build where a user names one: itself, or its variant that this task is about.
+
+        Called where a task is made by its name.
+        """
+        return name
+
+    @classmethod
     def furnish(cls, backbone: Backbone, data: ImageData, **options: Any) -> Backbone:
         """Return the backbone with what this task needs it to carry, such as exits, found or trained for the data.
 
         Called where a task is made by its name, with the options that it will be given.
         """
         return backbone
+
+    @classmethod
+    def recipe(cls, data: ImageData, **options: Any) -> Mapping[str, Any]:
+        """Return what this task wants changed where embedded data's backbone is trained on first use.
+
+        Fields of `backbones.recipe.Recipe`. Called where a task is made by its name, with its options.
+        """
+        return {}
 
     @property
     def full_macs(self) -> int:
@@ -95,6 +122,21 @@ class Task(nn.Module, ABC):
     @property
     def paths(self) -> list[tuple[int, ...]] | None:
         """Every way through, an option for each piece, where they are not all combinations of options."""
+        return None
+
+    @property
+    def onward(self) -> tuple[int, ...]:
+        """The fixed way that leaves nothing out, an option for each piece; where options are alike, in a good order.
+
+        Who only decides when to stop goes this way.
+        """
+        return tuple(count - 1 for _ in range(self.horizon) for count in self.decisions)
+
+    def region(self, piece: int, option: int) -> Box | None:
+        """Return what an option looks at, in pixels: top, left, height, width; None where it is no part of an image.
+
+        It may reach beyond the image. For pictures.
+        """
         return None
 
     @property
@@ -113,9 +155,25 @@ class Task(nn.Module, ABC):
     def device(self) -> torch.device:
         return next(self.parameters()).device
 
+    def check_images(self, images: Tensor) -> None:
+        """Raise a ValueError unless `prepare` can take these images."""
+        self.backbone.check_images(images)
+
     def prepare(self, images: Tensor) -> Tensor:
         """Return images (uint8 or floats in 0…1) as `begin` takes them."""
         return self.backbone.prepare(images.to(self.device))
+
+    def blank(self) -> Tensor:
+        """Return one image of no content, for `prepare`: what a way through costs can be read from it."""
+        return torch.zeros((1, *self.backbone.input_shape))
+
+    def untouched(self, images: Tensor) -> Tensor:
+        """Return the logits of the untouched network, outside any decision. Shape (N, classes)."""
+        return self.backbone(self.prepare(images))
+
+    def pictures(self, images: Tensor) -> Tensor:
+        """Return images, or clips, as people are to see them, uint8. Shape (N, C, H, W)."""
+        return images
 
 
 def _adopt(name: str, found: Any) -> tuple[type[Task], str]:

@@ -15,9 +15,9 @@ from torch import Tensor
 
 from ..agents.baselines import StaticPoint, random_policy, static_frontier
 from ..agents.controller import Controller
-from ..agents.evaluate import Measured, measure, result_row
+from ..agents.evaluate import Measured, measure, measure_full, result_row
 from ..agents.oracle import Bound, bounds
-from ..agents.policy import StaticPolicy, full_policy
+from ..agents.policy import StaticPolicy
 from ..agents.threshold import threshold_at_price, threshold_policy
 from ..agents.training import meet, train
 from ..data import ImageData, Part
@@ -74,7 +74,7 @@ class Bench:
                 | {"history": trained.history, "controller": f"runs/{directory.stem}/controller"}
             )
             if cell.seed == 0:
-                rows[-1]["examples"] = examples(test, self.data.test, self.task.backbone.class_names)
+                rows[-1]["examples"] = examples(test, self.data.test, self.task)
             arrays |= _arrays(budget, test)
         return rows, arrays
 
@@ -85,7 +85,7 @@ class Bench:
             controller.price = budget.price
 
     def _full(self, cell: Cell, _: Path) -> tuple[list[Row], Arrays]:
-        test = measure(Controller(self.task, full_policy(self.task)), self.data.test)
+        test = measure_full(self.task, self.data.test)
         return [self._row(cell, cell.budgets[0], test, self.data.test)], _arrays(cell.budgets[0], test)
 
     def _random(self, cell: Cell, _: Path) -> tuple[list[Row], Arrays]:
@@ -170,18 +170,19 @@ def execution_by_class(actions: Tensor, labels: Tensor, names: tuple[str, ...]) 
     return rates
 
 
-def examples(test: Measured, part: Part, names: tuple[str, ...]) -> dict[str, list[Row]]:
+def examples(test: Measured, part: Part, task: Task) -> dict[str, list[Row]]:
     """Return the images that took least and most, with the way each went."""
     order = test.compute_of.argsort(stable=True)
     return {
-        "easiest": [_example(test, part, names, int(i)) for i in order[:EXAMPLES]],
-        "hardest": [_example(test, part, names, int(i)) for i in order.flip(0)[:EXAMPLES]],
+        "easiest": [_example(test, part, task, int(i)) for i in order[:EXAMPLES]],
+        "hardest": [_example(test, part, task, int(i)) for i in order.flip(0)[:EXAMPLES]],
     }
 
 
-def _example(test: Measured, part: Part, names: tuple[str, ...], index: int) -> Row:
+def _example(test: Measured, part: Part, task: Task, index: int) -> Row:
+    names = task.backbone.class_names
     return {
-        "png": png(part.images[index]),
+        "png": png(task.pictures(part.images[index : index + 1])[0]),
         "label": names[int(part.labels[index])],
         "answer": names[int(test.answers[index])],
         "path": test.actions[index].tolist(),

@@ -194,7 +194,7 @@ def _in_worker(config: bytes, accuracy: float, cell: Cell, directory: Path) -> N
 @lru_cache(maxsize=1)
 def _loaded(config: bytes) -> tuple[Task, ImageData]:
     """Return task and data of a pickled configuration, loaded once in each worker."""
-    return prepare(pickle.loads(config))
+    return prepare(pickle.loads(config), quiet=True)
 
 
 def _notes(config: CompareConfig, entries: Sequence[Entry]) -> list[str]:

@@ -41,6 +41,7 @@ class CompareConfig(Subject):
 
     def __post_init__(self) -> None:
         """Check what needs neither data nor weights."""
+        super().__post_init__()
         for name in ("seeds", "images", "num_envs", "hidden", "workers", "oracle_paths"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)}. Change --{_flag(name)}.")
@@ -100,6 +101,7 @@ class Cell:
             backbone=config.backbone,
             data=config.data,
             weights=config.weights,
+            class_indices=config.class_indices,
             agent=how.agent,
             price=how.priced or (0.0 if first.price is None else first.price),
             target_compute=None if how.priced else first.target,
@@ -109,6 +111,9 @@ class Cell:
             hidden=config.hidden,
             seed=self.seed,
             task_options=config.task_options,
+            augment=config.augment,
+            augment_val=config.augment_val,
+            table=config.table,
             agent_options=dict(how.options),
         )
 
@@ -128,6 +133,7 @@ class Cell:
             return {
                 "task": config.task,
                 "options": config.task_options,
+                "table": [config.table, config.augment],
                 "oracle": [config.oracle_images, config.oracle_paths],
             }
         return asdict(self.train_config(config, 1))

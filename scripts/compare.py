@@ -10,6 +10,7 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
+from ..agents.evaluate import chosen_lines
 from ..referee.compare import CellsFailedError, Content, compare
 from ..referee.plan import CompareConfig
 
@@ -46,6 +47,9 @@ def show(content: Content, console: Console) -> None:
     console.print(table(content["rows"][0], content["meta"]["summary"]))
     for sentence in content["meta"]["verdicts"]:
         console.print(f"· {sentence}", highlight=False)
+    for row in content["rows"]:
+        for line in chosen_lines(row):
+            console.print(f"{row['budget']}, seed {row['seed']}, {line}", highlight=False)
 
 
 def table(row: Mapping[str, Any], summary: Sequence[Mapping[str, Any]]) -> Table:

@@ -10,7 +10,7 @@ from rich.table import Table
 
 from ..agents.baselines import best_static, full_accuracy, random_policy
 from ..agents.controller import Controller
-from ..agents.evaluate import measure, result_row, write_results
+from ..agents.evaluate import chosen_lines, measure, measure_full, result_row, write_results
 from ..agents.policy import full_policy
 from ..agents.threshold import METHODS as THRESHOLDS
 from ..agents.threshold import check_exits, threshold_policy
@@ -49,8 +49,12 @@ class Config:
     """Registered name."""
     weights: Path | None = None
     """The backbone's checkpoint."""
+    class_indices: tuple[int, ...] = ()
+    """Which of the weights' outputs the data's classes are, in their order, where the weights know more classes."""
     task_options: dict[str, int | float | str] = field(default_factory=dict)
     """Options of the task."""
+    augment_val: bool = False
+    """For thresholds and weights that have seen the validation images: calibrate on varied ones (see `train`)."""
     batch_size: int = 512
     """Images at a time."""
     out: Path | None = None
@@ -65,7 +69,10 @@ def main(arguments: list[str]) -> int:
     controller, data, method = _untrained(config) if config.what in UNTRAINED else _saved(config)
     part = data.part(config.split)
     full = full_accuracy(controller.task, part, batch_size=config.batch_size)
-    measured = measure(controller, part, price=config.price, batch_size=config.batch_size)
+    if method == "full":
+        measured = measure_full(controller.task, part, batch_size=config.batch_size)
+    else:
+        measured = measure(controller, part, price=config.price, batch_size=config.batch_size)
     price = (controller.price if config.price is None else config.price) if method not in UNTRAINED else None
     row = result_row(
         controller.task,
@@ -106,6 +113,8 @@ def show(rows: list[dict[str, Any]]) -> None:
     console = Console()
     console.width = max(console.width, 100)  # a narrower terminal, or a file, would fold the figures
     console.print(table)
+    for line in (line for row in rows for line in chosen_lines(row)):
+        console.print(line, highlight=False)
 
 
 def _saved(config: Config) -> tuple[Controller, ImageData, str]:
@@ -130,7 +139,9 @@ def _untrained(config: Config) -> tuple[Controller, ImageData, str]:
         backbone=config.backbone,
         data=config.data or "digits",
         weights=config.weights,
+        class_indices=config.class_indices,
         task_options=config.task_options,
+        augment_val=config.augment_val,
     )
     task, data = prepare(train_config)
     info: dict[str, Any] = {}

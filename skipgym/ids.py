@@ -12,6 +12,10 @@ TASKS = {
     "block-drop": "BlockDrop",
     "early-exit": "EarlyExit",
     "cascade": "Cascade",
+    "channel-width": "ChannelWidth",
+    "resolution": "Resolution",
+    "patch-crop": "PatchCrop",
+    "frame-select": "FrameSelect",
 }
 """Our tasks: name on the command line, name in the id. The module is named as the command."""
 

@@ -66,7 +66,7 @@ def check_task(
 
     Args:
         task: The task, built around a backbone; a tiny one with random weights serves best.
-        images: What to try it on, (N, C, H, W), uint8 or floats in 0…1; noise of the backbone's shape by default.
+        images: What to try it on, (N, C, H, W) or clips, uint8 or floats in 0…1; noise of their shape by default.
         skip: Rules that do not hold of this task by its nature, each with the reason.
         seed: Of the noise and of the decisions.
         count: Number of images of noise.
@@ -84,7 +84,7 @@ def check_task(
             raise ValueError(unknown("rule", name, RULES))
     if images is None:
         generator = torch.Generator().manual_seed(seed)
-        shape = (count, *task.backbone.input_shape)
+        shape = (count, *task.blank().shape[1:])
         images = torch.randint(256, shape, dtype=torch.uint8, generator=generator)
     report = _run(Trial(task, images, seed=seed, tables=tables), skip or {})
     if report.failures:
@@ -114,6 +114,8 @@ def _why_not(name: str, trial: Trial, failures: list[Failure]) -> str | None:
     form = [failure.rule for failure in failures if failure.rule in FORM]
     if form and (name not in FORM or form[0] == "declaration"):
         return f"{form[0]} fails"
+    if name == "full network" and not trial.task.reaches_full:
+        return "no way through is the untouched network, as reaches_full says"
     if name in TOGETHER and trial.parts_rows:
         return "the task parts its rows, which soft choices cannot follow: train it with learners that sample"
     return None

@@ -12,6 +12,7 @@ from torch import nn
 
 from skipgym.backbones import Backbone, make_backbone
 from skipgym.backbones.exits import Exit
+from skipgym.backbones.reader import Reader
 from skipgym.data import Augment, ImageData, Part
 from skipgym.referee.workers import REGISTRIES
 from skipgym.registry import plugins
@@ -35,15 +36,19 @@ def randomise() -> Callable[..., nn.Module]:
                 with torch.no_grad():
                     module.running_mean.normal_(0, 0.5, generator=generator)
                     module.running_var.uniform_(0.5, 2.0, generator=generator)
-                    module.weight.uniform_(0.5, 1.5, generator=generator)
-                    module.bias.normal_(0, 0.3, generator=generator)
+                    if module.affine:  # a universally slimmable network shares scale and shift
+                        module.weight.uniform_(0.5, 1.5, generator=generator)
+                        module.bias.normal_(0, 0.3, generator=generator)
         return network.eval()
 
     return fill
 
 
-def equip(backbone: Backbone, randomise: Callable[..., nn.Module], seed: int = 0) -> Backbone:
-    """Let a backbone carry random exits and two smaller networks, so that every task can take it."""
+READERS = {"crops": {"glance": 4, "patch": 4, "zooms": 2, "scales": 2}, "frames": {"moments": 4, "preview": 2}}
+
+
+def equip(backbone: Backbone, randomise: Callable[..., nn.Module], seed: int = 0, reader: str = "crops") -> Backbone:
+    """Let a backbone carry random exits, two smaller networks and a reader, so that a task can take it."""
     classes, shape = backbone.num_classes, backbone.input_shape
     with torch.random.fork_rng():
         torch.manual_seed(seed)
@@ -52,16 +57,25 @@ def equip(backbone: Backbone, randomise: Callable[..., nn.Module], seed: int = 0
             make_backbone(f"resnet8-w{width}", num_classes=classes, input_shape=shape, mean=[mean] * shape[0])
             for width, mean in ((2, 0.4), (3, 0.5))
         ]
-    for module in (*exits, *(one.network for one in smaller)):
+        maps = backbone.blocks[-1].out_shape
+        carried = Reader(maps[0], classes, **READERS[reader], hidden=8)
+    for module in (*exits, *(one.network for one in smaller), carried):
         randomise(module, seed)
-    return backbone.with_exits(exits).with_smaller(smaller)
+    equipped = backbone.with_exits(exits).with_smaller(smaller)
+    return equipped.with_reader(carried) if len(maps) == 3 else equipped
 
 
 @pytest.fixture(scope="session")
 def random_backbone(randomise: Callable[..., nn.Module]) -> Callable[..., Backbone]:
     """Return a function that builds a backbone with random weights and BatchNorm statistics, of 4 classes."""
 
-    def build(name: str = "resnet8-w4", *, input_shape: tuple[int, int, int] = (1, 8, 8), seed: int = 0) -> Backbone:
+    def build(
+        name: str = "resnet8-w4",
+        *,
+        input_shape: tuple[int, int, int] = (1, 8, 8),
+        seed: int = 0,
+        reader: str = "crops",
+    ) -> Backbone:
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             backbone = make_backbone(name, num_classes=CLASSES, input_shape=input_shape)
@@ -70,7 +84,7 @@ def random_backbone(randomise: Callable[..., nn.Module]) -> Callable[..., Backbo
                 backbone.network.get_submodule("heads.head").weight, generator=torch.Generator().manual_seed(seed)
             )
         randomise(backbone.network, seed)
-        return equip(backbone, randomise, seed)
+        return equip(backbone, randomise, seed, reader)
 
     return build
 

@@ -9,7 +9,7 @@ from skipgym import Controller
 from skipgym.agents import baselines
 from skipgym.agents.baselines import best_static, full_accuracy, random_policy, random_rate, static_frontier
 from skipgym.agents.evaluate import measure
-from skipgym.agents.policy import RandomPolicy, StaticPolicy
+from skipgym.agents.policy import RandomPolicy, StaticPolicy, random_weights
 from skipgym.data import Part
 from skipgym.envs import State, Task, make_task
 
@@ -39,11 +39,30 @@ def test_random_rate_inverts_the_cost(task):
     assert random_rate(task, (1 + least) / 2) == pytest.approx(0.5)
 
 
-def test_random_policy_uses_every_option(small_backbone):
-    policy = RandomPolicy(0.5, (3,), seed=0)
-    actions, _ = policy.act(torch.zeros(900, 1), None, torch.zeros(900), None)
-    shares = torch.bincount(actions[:, 0]) / 900
-    torch.testing.assert_close(shares, torch.tensor([0.5, 0.25, 0.25]), atol=0.05, rtol=0)
+def test_random_options_are_heads_among_coins():
+    assert random_weights(0.3, 2) == pytest.approx([0.7, 0.3])
+    assert random_weights(0.5, 3) == pytest.approx([0.25, 0.5, 0.25])
+    assert random_weights(0.2, 4) == pytest.approx([0.512, 0.384, 0.096, 0.008])
+    assert (random_weights(0, 3), random_weights(1, 3)) == ([1, 0, 0], [0, 0, 1])
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.2, 0.5, 1.0])
+def test_random_policy_takes_every_option_as_often_as_it_should(rate):
+    policy = RandomPolicy(rate, (3, 2), seed=0)
+    actions, _ = policy.act(torch.zeros(4000, 1), None, torch.zeros(4000), None)
+    for part, options in enumerate((3, 2)):
+        shares = torch.bincount(actions[:, part], minlength=options) / 4000
+        torch.testing.assert_close(shares, torch.tensor(random_weights(rate, options)), atol=0.03, rtol=0)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.9, 1.0])
+def test_random_policy_of_several_options_spends_what_it_is_given(share, small_backbone, dark_or_bright):
+    task = Depth(small_backbone)
+    least = task.least_macs / task.full_macs
+    compute = least + share * (1 - least)
+    part = Part(dark_or_bright.policy.images.repeat(4, 1, 1, 1), dark_or_bright.policy.labels.repeat(4))
+    measured = measure(Controller(task, random_policy(task, compute)), part)
+    assert measured.compute == pytest.approx(compute, abs=0.03)  # 1,024 images
 
 
 @pytest.mark.parametrize("task_name", ["layer-skip", "block-drop"])

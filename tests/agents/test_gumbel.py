@@ -79,19 +79,23 @@ class TestTemperature:
 
 class TestRates:
     def test_loss_by_hand(self):
-        """The first piece executes in 3 of 4 rows; the second, of three options, a quarter of the time."""
+        """The first piece executes in 3 of 4 rows; the second, of three options, a quarter of the time.
+
+        Its middle option counts half: (0 + 0.25 + 0 + 0.4) / 4 = 0.1625; where the others are alike, 0.25.
+        """
         first = torch.tensor([[0.0, 1.0], [0.0, 1.0], [1.0, 0.0], [0.0, 1.0]])
         second = torch.tensor([[1.0, 0.0, 0.0], [0.5, 0.5, 0.0], [1.0, 0.0, 0.0], [0.5, 0.2, 0.3]])
-        assert rate_loss([first, second], 0.5).item() == pytest.approx((0.25**2 + 0.25**2) / 2)
-        assert rate_loss([first, second], 0.75).item() == pytest.approx((0.0 + 0.5**2) / 2)
+        assert rate_loss([first, second], 0.5).item() == pytest.approx((0.25**2 + 0.3375**2) / 2)
+        assert rate_loss([first, second], 0.75).item() == pytest.approx((0.0 + 0.5875**2) / 2)
+        assert rate_loss([first, second], 0.5, alike=True).item() == pytest.approx((0.25**2 + 0.25**2) / 2)
 
     def test_gradient_pulls_each_piece_towards_the_target(self):
         often, rarely = (torch.full((4, 2), 0.5).requires_grad_() for _ in range(2))
         scale = torch.tensor([[0.2, 1.8]])  # executed 0.9 of the time, and 0.1
         loss = rate_loss([often * scale, rarely * scale.flip(1)], 0.5)
         up, down = torch.autograd.grad(loss, [often, rarely])
-        assert (up[:, 0] < 0).all()  # more weight on skipping
-        assert (down[:, 0] > 0).all()
+        assert (up[:, 1] > 0).all()  # less weight on executing
+        assert (down[:, 1] < 0).all()
 
     def test_compute_target_asks_all_blocks_for_the_rate_that_spends_it(self, small_backbone):
         task, learner = make_task("layer-skip", small_backbone), ConvNetAIG()

@@ -84,7 +84,9 @@ EXITS = [name for name in sorted(TASKS) if task_class(name).has_exits]
 class TestSoftExecution:
     @pytest.mark.parametrize("name", sorted(TASKS))
     def test_relaxed_at_one_hot_weights_equals_hard_execution(self, name, random_backbone):
-        task = make_task(name, random_backbone())
+        kind = task_class(name)
+        reader = "frames" if kind.takes_clips else "crops"
+        task = make_task(name, random_backbone(kind.architecture("resnet8-w4"), reader=reader))
         pieces, parts = len(task.pieces), len(task.decisions)
         actions = torch.randint(2, (9, pieces), generator=torch.Generator().manual_seed(0))
 
@@ -92,7 +94,7 @@ class TestSoftExecution:
             return actions[state.rows, state.position * parts : (state.position + 1) * parts]
 
         with torch.no_grad():
-            start = task.begin(task.prepare(images(9)))
+            start = task.begin(task.prepare(images(9)[:, None] if task.takes_clips else images(9)))
             hard = follow(task, start, lambda s: Hard(mine(s).squeeze(1)))
             relaxed = relax(task, start, lambda s: one_hot(mine(s), task.decisions))
         decided = hard.actions >= 0  # rows that have answered at an exit decide no more
@@ -372,31 +374,36 @@ def test_block_drops_reinforce_has_the_gradient_of_the_expected_reward(task_and_
 
 class TestCount:
     def test_metered_counts_every_branch_whatever_is_chosen(self):
-        spent = []
-        choice = Metered(torch.tensor([[1.0, 0.0], [0.25, 0.75]]), spent)
+        spent, mixed = [], []
+        choice = Metered(torch.tensor([[1.0, 0.0], [0.25, 0.75]]), spent, mixed)
         assert choice.cost([3, 8]).tolist() == [3, 0.25 * 3 + 0.75 * 8]
         assert spent == [11]
+        assert [one.tolist() for one in mixed] == [[3, 0.25 * 3 + 0.75 * 8]]
 
     def test_parts_of_metered_count_together(self):
-        spent = []
-        choice = Metered([torch.tensor([[1.0, 0.0]]), torch.tensor([[0.5, 0.5]])], spent)
+        spent, mixed = [], []
+        choice = Metered([torch.tensor([[1.0, 0.0]]), torch.tensor([[0.5, 0.5]])], spent, mixed)
         assert [choice.part(0).cost([3, 8]).item(), choice.part(1).cost([0, 4]).item()] == [3, 2]
         assert spent == [11, 4]
+        assert [one.item() for one in mixed] == [3, 2]
 
     @pytest.mark.parametrize("backbone", ["resnet8-w4", "resnet18"])
     @pytest.mark.parametrize("name", EXITS)
     def test_backbone_macs_of_a_trial_with_exits_are_those_of_all_stages_forward(self, name, backbone, random_backbone):
-        """What goes on is not mixed, so no gradient passes the backbone."""
-        task = make_task(name, random_backbone(backbone, input_shape=(1, 32, 32)))
+        """What goes on is not mixed, so no gradient passes the backbone; where it is a mixture of places, one does."""
+        reader = "frames" if task_class(name).takes_clips else "crops"
+        task = make_task(name, random_backbone(backbone, input_shape=(1, 32, 32), reader=reader))
         with torch.no_grad():
-            start = task.begin(task.prepare(torch.rand(3, 1, 32, 32)))
+            start = task.begin(task.prepare(torch.rand(3, *task.blank().shape[1:])))
         dealt = start, torch.zeros(3, dtype=torch.long), torch.full((3,), 0.5)
         trial = attempt(task, make_gate(task), dealt, soft)
         assert sum(trial.decider.spent) == task.most_macs - task.least_macs
-        assert _tally(task, trial).backbone_macs == 3 * task.most_macs
+        passes = 2 if task.alike else 1
+        expected = 3 * (task.least_macs + passes * (task.most_macs - task.least_macs))
+        assert _tally(task, trial).backbone_macs == pytest.approx(expected)
 
     @pytest.mark.parametrize("backbone", ["resnet8-w4", "resnet18"])
-    @pytest.mark.parametrize("name", sorted(TASKS.keys() - EXITS))
+    @pytest.mark.parametrize("name", ["layer-skip", "block-drop"])
     def test_backbone_macs_of_a_trial_are_stem_and_twice_branches_and_head(self, name, backbone, random_backbone):
         """Forward and backward; the stem runs before any gate, so no gradient passes it."""
         task = make_task(name, random_backbone(backbone, input_shape=(1, 32, 32)))
@@ -407,8 +414,17 @@ class TestCount:
         branches = sum(block.macs + block.bypass_macs for block in net.blocks)
         assert sum(trial.decider.spent) == branches
         tally = _tally(task, trial)
-        assert tally.backbone_macs == 3 * (net.stem_macs + 2 * (branches + net.head_macs))
+        assert tally.backbone_macs == pytest.approx(3 * (net.stem_macs + 2 * (branches + net.head_macs)))
         assert tally.episodes == 3
+
+    @pytest.mark.parametrize("name", ["channel-width", "resolution"])
+    def test_head_that_is_part_of_a_branch_is_counted_once(self, name, random_backbone):
+        backbone = random_backbone(task_class(name).architecture("resnet8-w4"), input_shape=(1, 32, 32))
+        task = make_task(name, backbone)
+        start = task.begin(task.prepare(torch.rand(3, 1, 32, 32)))
+        trial = attempt(task, make_gate(task), (start, torch.zeros(3, dtype=torch.long), torch.full((3,), 0.5)), soft)
+        alone = [follow(task, start, lambda _, i=i: Hard(torch.full((3,), i))) for i in range(task.decisions[0])]
+        assert _tally(task, trial).backbone_macs == pytest.approx(3 * 2 * sum(float(run.macs[0]) for run in alone))
 
     def test_tally_of_a_trial_by_hand(self, tell):
         """The first of two images is answered right: its first decision executes, as it should; the other's too."""

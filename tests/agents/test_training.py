@@ -4,10 +4,13 @@ import json
 from dataclasses import asdict
 
 import pytest
+import torch
 
 from skipgym import Controller
 from skipgym.agents.evaluate import measure
 from skipgym.agents.training import TrainConfig, train
+from skipgym.data import Augment
+from skipgym.envs.table import tabulate
 
 ROW = {
     "task", "backbone", "data", "split", "method", "price", "seed", "accuracy", "macs", "policy_macs", "full_macs",
@@ -104,3 +107,19 @@ def test_target_below_the_cheapest_way_is_told_before_work(small_backbone, dark_
     with pytest.raises(ValueError, match="everything left out"):
         train(TrainConfig(target_compute=0.01, price=0.0), task, dark_or_bright, out=tmp_path / "run", quiet=True)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("agent", ["ppo", "gumbel", "reinforce"])
+def test_training_from_a_table_leaves_a_controller_for_images(agent, enough, dark_or_bright, tmp_path, monkeypatch):
+    monkeypatch.setenv("SKIPGYM_CACHE", str(tmp_path / "cache"))
+    table, ticketed = tabulate(enough, dark_or_bright, versions=1, augment=Augment(), quiet=True)
+    config = TrainConfig(agent=agent, images=2_000, num_envs=32, hidden=8, price=0.2)
+    trained = train(config, table, ticketed, quiet=True)
+    live = measure(Controller(enough, trained.controller.policy), dark_or_bright.val)
+    assert (live.accuracy, live.macs) == (trained.val.accuracy, trained.val.macs)
+    assert torch.equal(live.actions, trained.val.actions)
+
+
+def test_table_of_a_negative_number_of_versions_is_refused():
+    with pytest.raises(ValueError, match="table: expected 0, or how many versions of each image, got -1"):
+        TrainConfig(table=-1)

@@ -7,9 +7,10 @@ import torch
 from torch.nn import functional as F
 
 from skipgym.backbones import load_backbone, make_backbone
+from skipgym.backbones.embedded import pretrained_exits
 from skipgym.backbones.exit_training import ExitRecipe, exits_loss, features_at, train_exits
 from skipgym.backbones.exits import Exit, check_places, digest, even_places, exit_tensors
-from skipgym.backbones.pretrain import pretrain, pretrained_exits
+from skipgym.backbones.pretrain import pretrain
 from skipgym.backbones.recipe import PretrainConfig
 
 RECIPE = ExitRecipe(places=(1, 2), epochs=2, batch_size=4)

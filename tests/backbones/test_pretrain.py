@@ -7,10 +7,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from skipgym.backbones import load_backbone, make_backbone
+from skipgym.backbones import embedded, load_backbone, make_backbone
 from skipgym.backbones import pretrain as module
 from skipgym.backbones.backbone import Backbone
-from skipgym.backbones.pretrain import pretrain, pretrained
+from skipgym.backbones.embedded import pretrained
+from skipgym.backbones.pretrain import pretrain
 from skipgym.backbones.recipe import PretrainConfig, Recipe
 from skipgym.backbones.registry import held_out
 from skipgym.backbones.trainer import Trainer, accuracy, random_half
@@ -209,7 +210,7 @@ class TestDirectory:
         assert not held_out(tmp_path / "tuned" / "backbone.safetensors", data.fingerprint)
 
     def test_colour_backbone_takes_grey_data(self, data):
-        assert module._random("vit_tiny", data, 0).mean == (0.4, 0.4, 0.4)
+        assert module.random_start("vit_tiny", data, 0).mean == (0.4, 0.4, 0.4)
 
 
 class TestMistakes:
@@ -278,7 +279,7 @@ class TestEmbedded:
     @pytest.fixture(autouse=True)
     def quick(self, tmp_path, monkeypatch):
         monkeypatch.setenv("SKIPGYM_CACHE", str(tmp_path / "cache"))
-        monkeypatch.setattr(module, "EMBEDDED", {"squares": Recipe(epochs=1, batch_size=16)})
+        monkeypatch.setattr(embedded, "EMBEDDED", {"squares": Recipe(epochs=1, batch_size=16)})
 
     def kept(self, tmp_path: Path) -> Path:
         (directory,) = (tmp_path / "cache" / "backbones").iterdir()
@@ -317,8 +318,8 @@ class TestEmbedded:
         first = pretrained(BACKBONE, data)
         card = self.kept(tmp_path) / "backbone.json"
         before = card.stat().st_mtime_ns
-        module._train_embedded(
-            BACKBONE, data, module.EMBEDDED["squares"], self.kept(tmp_path)
+        embedded._train_embedded(
+            BACKBONE, data, embedded.EMBEDDED["squares"], self.kept(tmp_path)
         )  # began before the first was done
         assert card.stat().st_mtime_ns == before
         assert same(weights(pretrained(BACKBONE, data)), weights(first))

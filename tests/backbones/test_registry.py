@@ -1,9 +1,10 @@
 import re
 
 import pytest
+import torch
 from torch import nn
 
-from skipgym.backbones import backbone_names, make_backbone, register_backbone, registry
+from skipgym.backbones import backbone_names, count_macs, make_backbone, register_backbone, registry
 
 
 @pytest.mark.parametrize(
@@ -92,3 +93,23 @@ def test_class_names_are_numbers_where_not_given():
 def test_class_names_of_another_number_are_refused():
     with pytest.raises(ValueError, match=re.escape("class_names: expected 3, one for each output, got 2")):
         make_backbone("resnet8-w4", num_classes=3, class_names=("cat", "dog"))
+
+
+@pytest.mark.parametrize(
+    ("name", "blocks"),
+    [
+        ("squeezenet1_0", ["features.4", "features.7", "features.9", "features.12"]),
+        ("squeezenet1_1", ["features.4", "features.7", "features.10", "features.12"]),
+    ],
+)
+def test_squeezenets_blocks_are_the_fire_modules_that_keep_the_shape(name, blocks):
+    backbone = make_backbone(name, num_classes=5, input_shape=(1, 48, 48)).eval()
+    assert [block.name for block in backbone.blocks] == blocks
+    fires = [backbone.network.get_submodule(name) for name in blocks]
+    for block, fire in zip(backbone.blocks, fires, strict=True):
+        x = torch.zeros(1, *block.in_shape)
+        assert fire(x).shape == x.shape  # so that the identity can take its place
+        assert block.macs - block.bypass_macs == count_macs(fire, x)  # what follows it always runs
+    x = torch.randn(2, 3, 48, 48)
+    with torch.no_grad():
+        assert torch.equal(backbone(x), backbone.network(x))

@@ -5,6 +5,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from skipgym.backbones import route
+from skipgym.backbones.routing import take
 
 BRANCHES = [lambda x: 2 * x, lambda x: x**2 - 1, lambda x: x.flip(1)]
 
@@ -61,3 +62,23 @@ def test_branches_may_change_the_shape():
 def test_action_without_a_branch_is_refused(actions):
     with pytest.raises(ValueError, match=r"each of 2 rows to choose 0 … 2"):
         route(BRANCHES, torch.zeros(2, 3), torch.tensor(actions))
+
+
+@pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format])
+@pytest.mark.parametrize("shape", [(5, 3, 4, 6), (5, 1, 4, 4), (5, 3, 1, 1)])
+def test_rows_taken_keep_their_values_layout_and_gradients(layout, shape):
+    x = torch.rand(shape).to(memory_format=layout).requires_grad_()
+    rows = torch.tensor([4, 0, 4])
+    taken = take(x, rows)
+    assert torch.equal(taken, x[rows])
+    assert taken.is_contiguous(memory_format=layout)
+    taken.sum().backward()
+    assert x.grad is not None
+    assert x.grad.sum((1, 2, 3)).tolist() == [x[0].numel() * times for times in (1, 0, 0, 0, 2)]
+
+
+def test_routed_feature_maps_stay_in_channels_last():
+    x = torch.rand(4, 3, 5, 5).to(memory_format=torch.channels_last)
+    seen = []
+    route([lambda rows: rows, lambda rows: seen.append(rows) or rows + 1], x, torch.tensor([1, 0, 1, 0]))
+    assert seen[0].is_contiguous(memory_format=torch.channels_last)

@@ -1,4 +1,5 @@
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 import torch
@@ -8,18 +9,21 @@ from torch import Tensor
 from skipgym.backbones import make_backbone
 from skipgym.backbones.backbone import Backbone
 from skipgym.backbones.recipe import Recipe
+from skipgym.backbones.scaling import scaled
 from skipgym.backbones.trainer import (
     Trainer,
     accuracy,
     at_least_two,
+    derived_seed,
     draw_keep,
     forward_kept,
+    hold_statistics,
     keeps_shape,
     random_half,
     soft_label_loss,
     spare_hard,
 )
-from skipgym.data import ImageData, Part
+from skipgym.data import Augment, ImageData, Part
 
 BACKBONE = "resnet8-w4"  # 3 blocks
 BLOCKS = 3
@@ -254,3 +258,74 @@ class TestSchedule:
     def test_cosine(self):
         recipe = Recipe(lr=1.0, schedule="cosine")
         assert [recipe.lr_at(progress) for progress in (0, 0.5, 1)] == pytest.approx([1.0, 0.5, 0.0])
+
+
+class TestScales:
+    recipe = Recipe(epochs=5, batch_size=16, lr=0.05, scales=(4, 6, 8))
+
+    def test_each_step_is_at_the_scale_that_the_epochs_generator_draws_last(self, data):
+        learner = trainer(data, self.recipe)
+        generator = torch.Generator().manual_seed(derived_seed(0, 2))
+        torch.randperm(48, generator=generator)
+        torch.rand((48, Augment.draws), generator=generator)
+        torch.rand((48, BLOCKS), generator=generator)  # who keeps which block
+        torch.rand(48, generator=generator)  # coins
+        drawn = [(4, 6, 8)[i] for i in torch.randint(3, (3,), generator=generator).tolist()]
+        assert [batch.x.shape[2] for batch in learner.batches(2)] == drawn
+        sizes = {batch.x.shape[2] for epoch in range(5) for batch in learner.batches(epoch)}
+        assert sizes == {4, 6, 8}
+
+    def test_images_of_a_step_are_those_of_the_plain_recipe_scaled(self, data):
+        plain = trainer(data, replace(self.recipe, scales=()))
+        for of, whole in zip(trainer(data, self.recipe).batches(1), plain.batches(1), strict=True):
+            assert torch.equal(of.labels, whole.labels)
+            assert torch.equal(of.x, scaled(whole.x, of.x.shape[2]))
+
+    def test_statistics_stay_in_the_last_fifth(self, data):
+        learner, means = trainer(data, self.recipe), []
+        for _ in range(5):
+            learner.run_epoch()
+            means.append(learner.backbone.network.get_buffer("bn1.running_mean").clone())
+        assert [torch.equal(a, b) for a, b in pairwise(means)] == [False, False, False, True]
+        assert [self.recipe.settled(epoch) for epoch in range(5)] == [False] * 4 + [True]
+        assert not replace(self.recipe, scales=()).settled(4)
+
+    def test_glance_at_the_full_path_leaves_held_statistics_held(self, data):
+        learner = trainer(data, self.recipe)
+        learner.backbone.train()
+        hold_statistics(learner.backbone)
+        learner._glance(torch.zeros(2, 1, 8, 8))
+        norms = [one for one in learner.backbone.modules() if isinstance(one, torch.nn.BatchNorm2d)]
+        assert not any(one.training for one in norms)
+        assert learner.backbone.blocks[0].training
+
+    def test_resumed_training_ends_with_the_same_weights(self, data):
+        whole, first = trainer(data, self.recipe), trainer(data, self.recipe)
+        for _ in range(5):
+            whole.run_epoch()
+        for _ in range(2):
+            first.run_epoch()
+        second = trainer(data, self.recipe)
+        second.load_state_dict(first.state_dict())
+        for _ in range(3):
+            second.run_epoch()
+        assert same(weights(whole.backbone), weights(second.backbone))
+
+    def test_accuracy_is_told_at_each_scale(self, data):
+        learner = trainer(data, self.recipe)
+        metrics = learner.run_epoch()
+        assert metrics["val_at_4"] == accuracy(learner.backbone, data.val, scale=4)
+        assert metrics["val_full"] == accuracy(learner.backbone, data.val, scale=8)
+        assert list(learner.measure(data.test)) == ["full", "at_4", "at_6"]
+
+    @pytest.mark.parametrize(
+        ("scales", "match"),
+        [((4, 6), "expected the last to be 8"), ((4, 8, 16), "got 16, more than there is")],
+    )
+    def test_scales_that_do_not_end_with_the_images_are_refused(self, data, scales, match):
+        with pytest.raises(ValueError, match=match):
+            trainer(data, replace(self.recipe, scales=scales))
+
+    def test_recipe_without_scales_keeps_its_digits(self):
+        assert Recipe().digest() == "875089c3ec2c887b"  # from before there were scales, widths and weights of exits
+        assert Recipe(scales=(4, 8)).digest() != Recipe(scales=(6, 8)).digest() != Recipe().digest()

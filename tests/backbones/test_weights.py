@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from skipgym.backbones import load_backbone
+from skipgym.backbones import load_backbone, make_backbone
 
 OPTIONS = {"num_classes": 4, "input_shape": (1, 8, 8)}
 
@@ -185,3 +185,46 @@ class TestRefused:
         (tmp_path / "w.json").write_text(content)
         with pytest.raises(ValueError, match=re.escape(str(tmp_path / "w.json")) + ": expected the card"):
             load(tmp_path / "w.pt")
+
+
+class TestClassIndices:
+    """Weights that know more classes than the data."""
+
+    @pytest.mark.parametrize(("name", "shape"), [("resnet8-w4", (1, 8, 8)), ("squeezenet1_1", (3, 32, 32))])
+    def test_answers_are_the_same_on_the_classes_that_are_kept(self, name, shape, tmp_path):
+        wide, indices = make_backbone(name, num_classes=7, input_shape=shape).eval(), [5, 0, 3]
+        torch.save(wide.network.state_dict(), tmp_path / "w.pt")
+        options = {"num_classes": 3, "input_shape": shape}
+        kept = load_backbone(name, tmp_path / "w.pt", class_indices=indices, **options).eval()
+        x = torch.randn(4, *shape)
+        with torch.no_grad():
+            torch.testing.assert_close(kept(x), wide(x)[:, indices], rtol=1e-5, atol=1e-6)
+        own, other = kept.network.state_dict(), wide.network.state_dict()
+        changed = [key for key in own if own[key].shape != other[key].shape]
+        assert len(changed) == 2  # weight and bias of the last layer
+        assert all(torch.equal(own[key], other[key][indices]) for key in changed)
+        assert all(torch.equal(own[key], other[key]) for key in own if key not in changed)
+        again = make_backbone(**kept.config)  # as a controller builds it
+        again.network.load_state_dict(own)
+        assert again.fingerprint() == kept.fingerprint()
+
+    @pytest.mark.parametrize(
+        ("indices", "match"),
+        [
+            ([0, 1], "expected 3 different ones, one for each class of the data, got 2, 2 of them different"),
+            ([0, 1, 1], "got 3, 2 of them different"),
+            ([0, 1, 4], "expected numbers of the weights' outputs, 0 … 3, got 4. Count from 0"),
+            ([-1, 1, 2], "got -1"),
+        ],
+    )
+    def test_wrong_indices_are_told(self, state, tmp_path, indices, match):
+        torch.save(state, tmp_path / "w.pt")
+        with pytest.raises(ValueError, match=match):
+            load(tmp_path / "w.pt", num_classes=3, class_indices=indices)
+
+    def test_other_weights_are_told(self, state, tmp_path):
+        torch.save(state, tmp_path / "w.pt")
+        with pytest.raises(ValueError, match="in the outputs of one layer, got 0 that differ. Leave them out"):
+            load(tmp_path / "w.pt", class_indices=[0, 1, 2, 3])
+        with pytest.raises(ValueError, match="in the outputs of one layer, got .* that differ"):
+            load_backbone("resnet8-w2", tmp_path / "w.pt", class_indices=[0, 1], num_classes=2, input_shape=(1, 8, 8))

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from skipgym.data import Part, load
-from skipgym.data.cluttered import COPIES, Clutter, canvases
+from skipgym.data.cluttered import COPIES, Clutter, canvas_places, canvases
 
 
 @pytest.fixture(scope="module")
@@ -73,3 +73,20 @@ def test_embedded_canvases_are_the_same_each_time(data):
 def test_clutter_that_does_not_fit_is_refused(wrong):
     with pytest.raises(ValueError, match="clutter: expected a canvas of at least 8 pixels"):
         Clutter(**wrong)
+
+
+def test_places_on_the_large_canvas_are_where_the_digits_are():
+    canvas, places = load("cluttered-canvas").val, canvas_places("val")
+    assert canvas.images.shape[1:] == (1, 32, 32)
+    assert len(places) == len(canvas)
+    assert places.min() >= 0
+    assert places.max() <= 24
+    inside = torch.stack(
+        [
+            image[0, y : y + 8, x : x + 8].float().mean()
+            for image, (y, x) in zip(canvas.images, places.tolist(), strict=True)
+        ]
+    )
+    assert (inside > canvas.images.float().mean((1, 2, 3))).float().mean() > 0.99
+    with pytest.raises(ValueError, match="unknown part: .*got 'tset'"):
+        canvas_places("tset")

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from skipgym.data import ImageData, Part, Source, data_names, load, register_data
+from skipgym.data import Augment, ImageData, Part, Source, data_names, load, register_data
 from skipgym.data import registry as registry_module
 
 DIGITS = "a0bcd6c2ba941575"
@@ -128,7 +128,8 @@ def test_taken_name_is_refused():
 
 def test_unknown_name_lists_close_and_all_names_and_mentions_paths():
     with pytest.raises(
-        ValueError, match="did you mean digits.*cifar100, cluttered-digits, digits, noisy-digits, got 'digit'.*path of"
+        ValueError,
+        match="did you mean digits.*cluttered-digits, digit-clips, digits, noisy-digits, got 'digit'.*path of",
     ) as e:
         load("digit")
     assert "ImageFolder" in str(e.value)
@@ -172,3 +173,16 @@ def test_cifar_keeps_its_test_images_and_cuts_the_rest(monkeypatch):
     assert [len(part) for part in (data.train, data.policy, data.val, data.test)] == [80, 10, 10, 20]
     assert data.image_shape == (3, 32, 32)
     assert (data.augment.pad, data.augment.flip) == (4, True)
+
+
+def test_varied_validation_images_are_told_apart_and_nothing_else_changes(digits):
+    augment = Augment(brightness=0.2)
+    varied = digits.with_varied_val(augment)
+    again = digits.with_varied_val(augment)
+    assert torch.equal(varied.val.images, again.val.images)
+    assert not torch.equal(varied.val.images, digits.val.images)
+    assert torch.equal(varied.val.labels, digits.val.labels)
+    assert varied.fingerprint == again.fingerprint != digits.fingerprint
+    assert varied.fingerprint != digits.with_varied_val(Augment(brightness=0.3)).fingerprint
+    assert all(varied.part(name) is digits.part(name) for name in ("train", "policy", "test"))
+    assert "validation images varied" in varied.note

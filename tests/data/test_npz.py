@@ -3,6 +3,7 @@ import pytest
 import torch
 
 from skipgym.data import ImageData, load
+from skipgym.data.clips import clip_lengths
 
 
 @pytest.fixture
@@ -77,7 +78,7 @@ def with_pixel(value: float):
         ("train_images", lambda x: x.transpose(0, 3, 1, 2), r"wrong shape.*channels last.*\(60, 3, 6, 6\)"),
         ("train_images", lambda x: x[:0], r"wrong shape.*\(0, 6, 6, 3\)"),
         ("train_images", lambda x: x[0, 0], r"wrong shape.*\(6, 3\)"),
-        ("train_images", lambda x: x[:, None], "holds clips.*not supported"),
+        ("train_images", lambda x: x[:, None], r"images differ in shape: expected \(1, 3, 6, 6\).*in test"),
         ("train_images", lambda x: x[:-1], "differ in number: expected one label for each of 59 images, got 60"),
         ("test_images", lambda x: x[:, :5], r"images differ in shape: expected \(3, 6, 6\).*got \(3, 5, 6\) in test"),
         ("train_labels", lambda y: y.astype(np.float64), r"expected integers of shape.*got float64"),
@@ -160,6 +161,8 @@ def test_cifar10_npz_is_split_as_documented(outside):
     assert data.std == pytest.approx((0.2470, 0.2435, 0.2616), abs=0.002)
 
 
-def test_clips_are_refused_by_name(outside):
-    with pytest.raises(ValueError, match="holds clips"):
-        load(outside("avletters.npz"))
+def test_avletters_loads_as_clips(outside):
+    data = load(outside("avletters.npz"))
+    assert data.train.images.shape[1:] == (32, 1, 48, 64)
+    assert data.image_shape == (1, 48, 64)
+    assert clip_lengths(data.test.images).min() >= 12

@@ -7,13 +7,19 @@ import torch
 from torch import Tensor, nn
 
 from skipgym.backbones import Backbone
-from skipgym.data import Augment, ImageData
+from skipgym.data import Augment, ImageData, Part
 from skipgym.envs import Choice, Engine, Hard, State, Task, make_reward, make_task
 from skipgym.envs.rollout import advance
+from skipgym.envs.task import task_class
 from skipgym.ids import TASKS
 
-# (task, backbone) that every contract is tested on: each of ours, on feature maps and on tokens
-CASES = [*((name, "resnet8-w4") for name in TASKS), *((name, "vit_tiny") for name in TASKS)]
+# (task, backbone) that every contract is tested on: each of ours, on feature maps and on tokens, or on its own kinds;
+# tokens' positions are fixed to one size of the image, and readers want feature maps
+OWN = {
+    "channel-width": ("slim-resnet8-w4", "us-resnet8-w4"),
+    **dict.fromkeys(("resolution", "patch-crop", "frame-select"), ("resnet8-w4", "resnet14-w4")),
+}
+CASES = [(name, OWN.get(name, ("resnet8-w4", "vit_tiny"))[kind]) for kind in (0, 1) for name in TASKS]
 SKIPPING = [case for case in CASES if case[0] in ("layer-skip", "block-drop")]  # what they execute has a hand formula
 EXIT_MACS = 7
 
@@ -111,8 +117,9 @@ def make_world(random_backbone) -> Callable[[str, str], World]:
 
     def make(name: str, backbone: str) -> World:
         if (name, backbone) not in worlds:
-            task = make_task(name, random_backbone(backbone))
-            images = torch.rand((7, *task.backbone.input_shape), generator=torch.Generator().manual_seed(0))
+            kind = "frames" if task_class(name).takes_clips else "crops"
+            task = make_task(name, random_backbone(backbone, reader=kind))
+            images = torch.rand((7, *task.blank().shape[1:]), generator=torch.Generator().manual_seed(0))
             worlds[name, backbone] = World(task, task.prepare(images))
         return worlds[name, backbone]
 
@@ -139,9 +146,13 @@ def make_engine(tiny_images: ImageData) -> Callable[..., Engine]:
     """Return a function that builds an engine on noise images."""
 
     def make(task: Task, *, num_envs: int = 1, reward="accuracy", price=0.3, augment=False, policy_macs=0) -> Engine:
+        part = tiny_images.policy
+        if task.takes_clips:
+            frames = [part.images.roll(shift, 0) for shift in range(task.blank().shape[1])]
+            part = Part(torch.stack(frames, 1), part.labels)
         return Engine(
             task,
-            tiny_images.policy,
+            part,
             reward=make_reward(reward),
             price=price,
             num_envs=num_envs,

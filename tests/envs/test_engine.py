@@ -3,7 +3,9 @@ import numpy as np
 import pytest
 import torch
 
+from skipgym.data import Augment
 from skipgym.envs import SkipEnv, make_task
+from skipgym.envs.engine import AHEAD
 
 
 @pytest.fixture
@@ -50,6 +52,14 @@ class TestSeeds:
         engine.seed(7)
         first = engine.reset(), engine.indices.tolist()
         assert (engine.reset(), engine.indices.tolist())[1] != first[1]
+
+    def test_numbers_drawn_ahead_are_those_that_each_slot_would_draw_one_by_one(self, task, make_engine):
+        engine = make_engine(task, num_envs=2, price=(0.0, 1.0))
+        engine.seed(7)
+        prices = [(engine.reset(), engine.price.tolist())[1] for _ in range(AHEAD + 3)]
+        slots = [np.random.default_rng(7 + i) for i in range(2)]
+        expected = [[slot.random(2 + Augment.draws)[1] for slot in slots] for _ in range(AHEAD + 3)]
+        assert np.allclose(prices, expected, atol=1e-6)
 
     def test_each_slot_can_have_its_own(self, task, make_engine):
         engine = make_engine(task, num_envs=2, price=(0.0, 1.0))

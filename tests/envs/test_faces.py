@@ -138,7 +138,7 @@ class TestVector:
         env.reset(seed=0)
         good = np.zeros((SLOTS, *task.action_space.shape), int)
         bad = {
-            "value": good + 2,
+            "value": good + max(task.decisions),
             "negative": good - 1,
             "shape": good[:-1],
             "dtype": good.astype(float),
@@ -169,7 +169,7 @@ class TestSingle:
         env.reset(seed=0)
         good = np.zeros(task.action_space.shape, int)
         bad = {
-            "value": good + 2,
+            "value": good + max(task.decisions),
             "negative": good - 1,
             "shape": np.zeros((2, 2), int),
             "float": good + 0.5,

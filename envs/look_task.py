@@ -1,0 +1,189 @@
+"""Look at pieces of an input until enough was seen: what looking at places and looking at frames share."""
+
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from functools import partial
+from math import prod
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ..backbones.backbone import Backbone
+from ..backbones.reader import PLACE, TIME, Reader
+from ..backbones.reader_training import crop_features
+from .choice import Choice
+from .exit_task import SIGNS, signs
+from .outcomes import looking_paths
+from .state import State
+from .task import Task
+
+FLAGS = {"crops": "--glance … --patch …", "frames": "--moments … --preview …"}
+"""How a reader of each kind is asked for where it is trained."""
+
+
+class LookTask(Task):
+    """Before each look: answer now, or look at one of several pieces, which the backbone's reader remembers.
+
+    A subclass says which kind of reader it wants, calls `set_looks`, says what an option cuts out of an input (`cut`),
+    and begins with `start`. Under mixtures the network sees a mixture of pieces.
+
+    Attributes:
+        kind: Of the reader: `crops` or `frames`.
+        most_paths: Up to so many ways through are all listed.
+        look_macs: Cost of one look, in MACs of one input.
+    """
+
+    has_exits = True
+    alike = True
+    reaches_full = False
+    kind: str
+    most_paths: int
+    look_macs: int
+
+    def set_looks(
+        self,
+        looks: int,
+        *,
+        options: int,
+        macs: tuple[int, int],
+        source: Sequence[int],
+        piece: Sequence[int],
+        shown: int,
+    ) -> None:
+        """Take how often can be looked at what; from this follows all that a task declares.
+
+        Args:
+            looks: At most.
+            options: Pieces to choose among.
+            macs: What the network costs before the first look, and for each.
+            source: Shape of what pieces are cut out of.
+            piece: Shape of one, (scales, C, h, w).
+            shown: How many numbers of `start`'s `shown` the policy sees.
+        """
+        reader = self.reader
+        self.horizon, self.decisions = looks, (1 + options,)
+        self.least_macs, self.look_macs = macs[0] + reader.glance_macs, macs[1] + reader.look_macs
+        self.source_shape, self.piece_shape = tuple(source), tuple(piece)
+        self.row_sizes = [prod(source), reader.memory_size, self.backbone.num_classes]
+        self.view_sizes = [1, TIME if reader.kind == "frames" else PLACE, prod(piece), sum(self.row_sizes)]
+        self.observation_shape = (SIGNS + reader.memory_size + options + shown,)
+
+    @abstractmethod
+    def cut(self, index: int, source: Tensor) -> tuple[Tensor, Tensor]:
+        """Return where a piece is as numbers for the reader (N, code), and the piece (N, scales, C, h, w).
+
+        Args:
+            index: Of the piece, from 0.
+            source: What it is cut out of. Shape (N, *source).
+        """
+
+    @property
+    def reader(self) -> Reader:
+        """The backbone's reader, which stays as frozen as that."""
+        return self.reader_of(self.backbone, {})
+
+    @classmethod
+    def reader_of(cls, backbone: Backbone, asked: Mapping[str, Any]) -> Reader:
+        """Return the reader that a backbone carries.
+
+        Raises:
+            ValueError: If there is none of this kind, or it is another than was asked for.
+        """
+        reader = backbone.reader
+        if reader is None or reader.kind != cls.kind:
+            got = f"{backbone.name} with {'none' if reader is None else f'one of {reader.kind}'}"
+            raise ValueError(
+                f"{cls.name}: expected a backbone with a reader of {cls.kind}, got {got}. Train one: skipgym pretrain "
+                f"--backbone {backbone.name} --init WEIGHTS --data … {FLAGS[cls.kind]} --out DIR, then "
+                "--weights DIR/backbone.safetensors; in Python backbone.with_reader(…)."
+            )
+        for name, value in asked.items():
+            if value is not None and value != getattr(reader, name):
+                raise ValueError(
+                    f"{name}: expected {getattr(reader, name)}, as the reader of {backbone.name} was trained, got "
+                    f"{value!r}. Leave it out, or train another reader."
+                )
+        return reader
+
+    @property
+    def most_macs(self) -> int:
+        return self.least_macs + self.horizon * self.look_macs
+
+    @property
+    def paths(self) -> list[tuple[int, ...]] | None:
+        """All ways through where they are few; else None."""
+        paths, whole = looking_paths(self.decisions[0] - 1, self.horizon, self.most_paths)
+        return paths if whole else None
+
+    @property
+    def pieces(self) -> list[str]:
+        return [f"look {index}" for index in range(1, self.horizon + 1)]
+
+    def start(self, source: Tensor, features: Tensor, shown: Tensor) -> State:
+        """Return the state before the first look.
+
+        Args:
+            source: What pieces are cut out of. Shape (N, *source).
+            features: From which the reader answers first, see `Reader.begin`.
+            shown: What the policy sees of it. Shape (N, shown).
+        """
+        memory = self.reader.begin(features)
+        logits = self.reader.answer(memory)
+        return State.start(
+            torch.cat([source.flatten(1), memory, logits], 1),
+            macs=self.least_macs,
+            votes=torch.zeros_like(logits),
+            looked=logits.new_zeros((len(source), self.decisions[0] - 1)),
+            shown=shown,
+        )
+
+    def answer_now(self, state: State) -> Tensor:
+        """Return the logits of the last look."""
+        return self._parts(state.features)[2]
+
+    def observe(self, state: State) -> Tensor:
+        """Return what the answer looks like, what is remembered, where was looked, and what was shown at first."""
+        _, memory, logits = self._parts(state.features)
+        seen = signs(logits, state.memory["votes"], state.position)
+        return torch.cat([seen, memory, state.memory["looked"], state.memory["shown"]], 1)
+
+    def step(self, state: State, choice: Choice) -> State:
+        """Let rows leave with the answer that they have, and look where the others choose."""
+        before, count = self.answer_now(state), self.decisions[0] - 1
+        taken = torch.stack([choice.weight(option) for option in range(1, count + 1)], 1)
+        branches = [self._leave, *(partial(self._cut, index) for index in range(count))]
+        onward = choice.binary()
+        x = onward.only(1, self._look, choice.among(branches, state.features), (sum(self.row_sizes),))
+        state = state.advance(
+            x,
+            macs=onward.cost([0, self.look_macs]),
+            votes=state.memory["votes"] + F.one_hot(before.argmax(1), before.shape[1]),
+            looked=state.memory["looked"] + taken,
+        )
+        state = state.finish(before, when=choice.weight(0))
+        return state if state.position < self.horizon else state.finish(self.answer_now(state))
+
+    def _parts(self, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return what pieces are cut out of as flat rows, the reader's memory, and logits."""
+        source, memory, logits = rows.split(self.row_sizes, 1)
+        return source, memory, logits
+
+    def _cut(self, index: int, rows: Tensor) -> Tensor:
+        """Return rows of `[1 | code | piece | state]`; under mixtures the first is the share that goes on."""
+        code, piece = self.cut(index, self._parts(rows)[0].view(-1, *self.source_shape))
+        return torch.cat([code.new_ones((len(rows), 1)), code, piece.flatten(1), rows], 1)
+
+    def _leave(self, rows: Tensor) -> Tensor:
+        """Return rows like those of `_cut`, of those that look nowhere."""
+        return F.pad(rows, (sum(self.view_sizes[:3]), 0))
+
+    def _look(self, rows: Tensor) -> Tensor:
+        """Encode what was cut out, remember it and answer."""
+        share, code, piece, state = rows.split(self.view_sizes, 1)
+        share = share.clamp(min=1e-6)  # the piece of those who go on is not dimmed by those who do not
+        source, memory, _ = self._parts(state)
+        features = crop_features(self.backbone, (piece / share).view(-1, *self.piece_shape))
+        memory = self.reader.read(memory, features, code / share)
+        return torch.cat([source, memory, self.reader.answer(memory)], 1)
