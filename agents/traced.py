@@ -58,6 +58,10 @@ class Traced(Choice):
         """Return the actions of one part."""
         return Traced(self.actions[:, index], self.costs)
 
+    def binary(self) -> "Traced":
+        """Return 1 where another option than 0 was chosen; -1 of rows that have answered stays."""
+        return Traced(self.actions.clamp(max=1), self.costs)
+
 
 def fork(option: Tensor, branches: Sequence[Branch], x: Tensor) -> Tensor:
     """Mark branches of which one is to run: each lies between an `Enter` of its own and the `Choose` they share."""
@@ -68,7 +72,7 @@ def fork(option: Tensor, branches: Sequence[Branch], x: Tensor) -> Tensor:
 def _mark(name: str, values: list[Tensor], *, like: Tensor, **attributes: int) -> Tensor:
     """Trace a node of ours, which gives a tensor like another."""
     return torch.onnx.ops.symbolic(
-        f"{DOMAIN}::{name}", values, attributes, dtype=like.dtype, shape=like.shape, version=1
+        f"{DOMAIN}::{name}", values, {**attributes}, dtype=like.dtype, shape=like.shape, version=1
     )
 
 

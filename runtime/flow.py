@@ -90,7 +90,7 @@ def _replace(graph: _Graph, choose: NodeProto) -> None:
 def _ifs(graph: _Graph, option: str, subgraphs: Sequence[GraphProto], output: str) -> list[NodeProto]:
     """Return the comparisons, and an `If` whose other branch is the next `If`; the last option is asked for first."""
     comparisons: list[NodeProto] = []
-    inner = subgraphs[0]
+    inner, node = subgraphs[0], NodeProto()
     for index in range(1, len(subgraphs)):
         bound, wanted = f"{output}/least{index}", f"{output}/is{index}"
         graph.weights[bound] = helper.make_tensor(bound, TensorProto.INT64, [], [index])
