@@ -3,20 +3,29 @@
 import json
 import os
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from ..runtime.extra import need
-from ..runtime.file import FORMAT, KEY, graph_hash
+from ..runtime.file import FORMAT, KEY, Card, graph_hash
+from ..runtime.runtime import Runtime
 from .controller import Controller
 from .policy import RandomPolicy
 from .traced import TracedController, before_macs
 
+if TYPE_CHECKING:
+    import onnx
+
 InputType = Literal["float32", "uint8"]
 OUTPUTS = ("logits", "actions", "macs", "policy_macs")
 OPSET = 20
+COMPARED = 16
+"""Images of noise on which a file is compared with torch before it is written."""
+TOLERANCE = 1e-4
+"""Of logits, as a share of the largest (of 1, where that is smaller): sums are taken in another order."""
 
 
 def export_onnx(controller: Controller, path: str | Path, *, input_type: InputType = "float32") -> Path:
@@ -25,6 +34,7 @@ def export_onnx(controller: Controller, path: str | Path, *, input_type: InputTy
     Inputs are `image` (1, C, H, W), floats in 0…1 or uint8, and `price` (1,), float. Outputs are `logits`
     (1, classes), `actions` (1, pieces) with -1 where nothing was decided, `macs` (1,), policy included, and
     `policy_macs` (1,). The metadata entry `skipgym` tells the rest as JSON.
+    Before anything is written, the file runs on images of noise and is compared with the controller.
 
     Args:
         controller: Of any task that keeps its rows together, with a policy that can be saved.
@@ -34,31 +44,66 @@ def export_onnx(controller: Controller, path: str | Path, *, input_type: InputTy
     Raises:
         FileExistsError: If the file exists.
         ImportError: If the extra `onnx` is not installed.
-        ValueError: If the task or the policy cannot be written.
+        ValueError: If the task or the policy cannot be written, or decides or answers otherwise than in torch.
     """
     need("onnx", "onnxruntime", "onnxscript")
-    import onnx
-
-    from ..runtime.flow import with_branches
-
     path = Path(path)
     if path.exists():
         raise FileExistsError(f"export: expected a new file, got {path}, which exists. Choose another name.")
     if isinstance(controller.policy, RandomPolicy):
         raise ValueError("export: expected a policy without chance, got random. Export a trained one, or static.")
-    marked, costs, batched = _marked(controller, input_type)
-    model = with_branches(marked)
-    for value in model.graph.input:
-        value.type.tensor_type.shape.dim[0].dim_value = 1
-    content = describe(controller, input_type, costs, batched=batched)
-    entry = model.metadata_props.add(key=KEY)
-    entry.value = json.dumps({**content, "sha256": graph_hash(model)}, sort_keys=True)
-    onnx.checker.check_model(model, full_check=False)
+    if controller.task.alike:
+        raise ValueError(
+            f"export: expected a task whose options are ways through the network, got {controller.task.name}, whose "
+            "options are places to look at. Serve it by skipgym.Controller instead."
+        )
+    model = _written(controller, input_type)
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f"{path.name}.part")
     part.write_bytes(model.SerializeToString())
     os.replace(part, path)  # whole, or not at all
     return path
+
+
+def _written(controller: Controller, input_type: InputType) -> "onnx.ModelProto":
+    """Return the model that a file holds, compared with the controller."""
+    from ..runtime.flow import with_branches
+
+    name = controller.task.name
+    try:
+        marked, costs, batched = _marked(controller, input_type)
+        model = with_branches(marked)
+        for value in model.graph.input:
+            value.type.tensor_type.shape.dim[0].dim_value = 1
+        content = describe(controller, input_type, costs, batched=batched)
+        entry = model.metadata_props.add(key=KEY)
+        entry.value = json.dumps({**content, "sha256": graph_hash(model)}, sort_keys=True)
+        _compare(controller, Runtime(model, Card.of(content)))
+    except Exception as error:  # torch, ONNX and its runtime each refuse in errors of their own
+        raise ValueError(
+            f"export: expected that {name} can be written as ONNX, got {type(error).__name__}: "
+            f"{str(error).splitlines()[0] if str(error) else ''} Serve it by skipgym.Controller instead."
+        ) from error
+    return model
+
+
+def _compare(controller: Controller, runtime: Runtime) -> None:
+    """Run noise of several strengths in every way, and by the controller.
+
+    Raises:
+        ValueError: If decisions, MACs or logits differ.
+    """
+    shape, generator = controller.task.backbone.input_shape, torch.Generator().manual_seed(0)
+    strength = torch.linspace(0, 255, COMPARED).view(-1, *(1,) * len(shape))
+    images = (strength * torch.rand(COMPARED, *shape, generator=generator)).to(torch.uint8)
+    expected = controller(images.to(controller.task.device))
+    for way in runtime.ways:
+        found = runtime(images.numpy(), way=way)
+        for name in ("actions", "macs", "policy_macs", "logits"):
+            wanted, got = getattr(expected, name).cpu().numpy(), getattr(found, name)
+            atol = TOLERANCE * max(1.0, float(abs(wanted).max())) if name == "logits" else 0
+            if not np.allclose(got, wanted, rtol=0, atol=atol):
+                raise ValueError(f"{name} ({way}) differ from torch's by up to {abs(got - wanted).max():.3g}.")
 
 
 def describe(

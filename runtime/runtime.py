@@ -53,24 +53,23 @@ class Runtime:
         model: As `read` gives it.
         card: Likewise.
         threads: Of one call; 0 leaves it to ONNX Runtime.
-        paths: Of how many ways to keep a session of its own, where everything is decided before it is executed; each
-            holds the weights that it uses.
+
+    Attributes:
+        ways: Of `WAYS`, those that the file can be executed in.
     """
 
-    def __init__(self, model: "onnx.ModelProto", card: Card, *, threads: int = 1, paths: int = 32):
-        from .path import Paths, decides_first
+    def __init__(self, model: "onnx.ModelProto", card: Card, *, threads: int = 1):
         from .program import Compiler
 
         self.card, self.threads = card, threads
         self.table: tuple[Latency, ...] = ()
         self._whole = self._session(model)
         self._program: Program | None = Compiler(model, self._session).compile() if card.batched else None
-        first = paths > 0 and decides_first(model)
-        self._paths: Paths | None = Paths(model, self._session, most=paths) if first else None
-        self._fastest, self._statistics = Fastest(WAYS if card.batched else WAYS[:1]), Statistics()
+        self.ways = WAYS if card.batched else WAYS[:1]
+        self._fastest, self._statistics = Fastest(self.ways), Statistics()
 
     @classmethod
-    def load(cls, path: str | Path, *, threads: int = 1, paths: int = 32) -> "Runtime":
+    def load(cls, path: str | Path, *, threads: int = 1) -> "Runtime":
         """Read an exported file.
 
         Raises:
@@ -78,7 +77,7 @@ class Runtime:
             ImportError: If the extra `onnx` is not installed.
             ValueError: If it is damaged, was changed, was not written by skipgym, or comes from a newer one.
         """
-        return cls(*read(path), threads=threads, paths=paths)
+        return cls(*read(path), threads=threads)
 
     @property
     def price(self) -> float:
@@ -111,8 +110,8 @@ class Runtime:
         if budget_ms is not None:
             price = price_within(self.table, budget_ms)
         price = check_price(self.card, self.price if price is None else price)
-        if way is not None and way not in self._fastest.ways:
-            raise ValueError(f"way: expected one of {', '.join(self._fastest.ways)}, got {way!r}.")
+        if way is not None and way not in self.ways:
+            raise ValueError(f"way: expected one of {', '.join(self.ways)}, got {way!r}.")
         ready = prepare(self.card, images)
         parts = [self._batch(ready[i : i + batch_size], price, way) for i in range(0, len(ready), batch_size)]
         logits, actions, macs, policy_macs = (np.concatenate(one) for one in zip(*parts, strict=True))
@@ -128,7 +127,7 @@ class Runtime:
         images = generator.integers(256, size=(rows, *self.card.input_shape), dtype=np.uint8)
         ready = prepare(self.card, images)
         for _ in range(calls):
-            for way in self._fastest.ways:
+            for way in self.ways:
                 self._run(ready, check_price(self.card, self.price), way)
 
     def calibrate(
@@ -181,21 +180,12 @@ class Runtime:
         """Return logits, actions, MACs and the policy's MACs, one row for each image."""
         rows = len(images)
         if way == "single" or self._program is None:
-            each = [
-                self._one({"image": images[i : i + 1], "price": np.array([price], np.float32)}) for i in range(rows)
-            ]
+            told = np.array([price], np.float32)
+            each = [call(self._whole, None, {"image": images[i : i + 1], "price": told}) for i in range(rows)]
             return [np.concatenate(one) for one in zip(*each, strict=True)]
         values = {"image": images, "price": np.full(rows, price, np.float32)}
         found = self._program.run(values, rows, way == "masked")
         return [np.broadcast_to(one, (rows, *one.shape[1:])) for one in found]
-
-    def _one(self, inputs: dict[str, np.ndarray]) -> list[np.ndarray]:
-        if self._paths is not None:
-            path, values = self._paths.decide(inputs)
-            found = self._paths.follow(path, values)
-            if found is not None:
-                return found
-        return call(self._whole, None, inputs)
 
     def _session(self, model: "onnx.ModelProto") -> "ort.InferenceSession":
         import onnxruntime as ort

@@ -39,7 +39,7 @@ def undecided_gate(task, images, *, recurrent=False):
 def images():
     generator = torch.Generator().manual_seed(0)
     brightness = torch.rand(40, 1, 1, 1, generator=generator)
-    return (brightness * torch.rand(40, 1, 8, 8, generator=generator)).clamp(0, 1)
+    return (255 * brightness * torch.rand(40, 1, 8, 8, generator=generator)).to(torch.uint8)
 
 
 @pytest.fixture(scope="session")
@@ -59,7 +59,8 @@ def exported(tiny_backbone, images, tmp_path_factory):
             }
             controller = Controller(task, policies[name.split("/")[1]](), price=0.2)
             path = tmp_path_factory.mktemp("exported") / "controller.onnx"
-            made[name] = controller, export_onnx(controller, path)
+            input_type = "uint8" if name == "block-drop/gate" else "float32"
+            made[name] = controller, export_onnx(controller, path, input_type=input_type)
         return made[name]
 
     return case

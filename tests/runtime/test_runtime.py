@@ -10,8 +10,11 @@ import onnx
 import onnxruntime as ort
 import pytest
 
+from skipgym import Controller
 from skipgym.agents.export import export_onnx
-from skipgym.agents.policy import RandomPolicy
+from skipgym.agents.policy import RandomPolicy, full_policy
+from skipgym.agents.traced import Traced
+from skipgym.envs import make_task
 from skipgym.runtime import WAYS, Runtime
 
 CASES = [
@@ -21,6 +24,7 @@ CASES = [
     "early-exit/gate",
     "early-exit/patience",
     "cascade/threshold",
+    "resolution/gate",
 ]
 TOLERANCE = 1e-4  # of logits: sums are taken in another order
 
@@ -31,7 +35,7 @@ def test_file_decides_and_answers_as_torch_does(name, exported, images, pixels):
     expected = controller(images)
     assert len(expected.actions.unique(dim=0)) > 1  # or there would be nothing to route
     runtime = Runtime.load(path)
-    for way in WAYS * 2:  # the second time ways that were taken often have sessions of their own
+    for way in WAYS:
         found = runtime(pixels, way=way)
         np.testing.assert_array_equal(found.actions, expected.actions.numpy())
         np.testing.assert_allclose(found.logits, expected.logits.numpy(), atol=TOLERANCE)
@@ -41,7 +45,7 @@ def test_file_decides_and_answers_as_torch_does(name, exported, images, pixels):
 
 def test_file_runs_in_onnx_runtime_where_torch_and_skipgym_cannot_be_imported(exported, images, tmp_path):
     controller, path = exported("early-exit/gate")
-    np.save(tmp_path / "image.npy", images[:1].numpy())
+    np.save(tmp_path / "image.npy", images[:1].numpy() / np.float32(255))
     code = f"""
 import sys
 sys.modules["torch"] = sys.modules["skipgym"] = None
@@ -175,6 +179,22 @@ def test_what_cannot_be_exported_is_told(exported, tmp_path):
     controller = type(controller)(controller.task, RandomPolicy(0.5, (2,)))
     with pytest.raises(ValueError, match="without chance"):
         export_onnx(controller, tmp_path / "r.onnx")
+
+
+@pytest.mark.parametrize("name", ["patch-crop", "frame-select"])
+def test_tasks_of_places_are_refused_with_what_to_use_instead(name, tiny_backbone, tmp_path):
+    task = make_task(name, tiny_backbone)
+    with pytest.raises(ValueError, match=f"got {name}, whose options are places .* by skipgym.Controller"):
+        export_onnx(Controller(task, full_policy(task)), tmp_path / "refused.onnx")
+    assert not list(tmp_path.iterdir())
+
+
+def test_file_that_would_decide_otherwise_than_torch_is_not_written(tiny_backbone, tmp_path, monkeypatch):
+    monkeypatch.setattr(Traced, "cost", lambda self, costs: self.weight(1) * 7)
+    task = make_task("layer-skip", tiny_backbone)
+    with pytest.raises(ValueError, match="macs .single. differ from torch's"):
+        export_onnx(Controller(task, full_policy(task)), tmp_path / "wrong.onnx")
+    assert not list(tmp_path.iterdir())
 
 
 def test_file_tells_what_it_is(exported):
