@@ -2,7 +2,7 @@
 
 A branch lies between an `Enter` and a `Choose` of the domain `skipgym`. Its nodes move into the branch of an `If`,
 with the weights that they use: inside, a runtime fuses and lays out as in a static network only what it knows to be
-constant there (measured in docs/results/onnx.md).
+constant there.
 """
 
 from collections.abc import Iterable, Sequence
