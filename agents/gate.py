@@ -176,6 +176,15 @@ class Gate(nn.Module):
         return count_macs(self, torch.zeros(1, *self.layout.space.shape, device=device))
 
 
+def shares_executed(options: int, *, alike: bool = False) -> Tensor:
+    """Return how much each option executes: 0 nothing, the last all, those between in proportion. Shape (options,).
+
+    Where options above 0 are alike, each executes all.
+    """
+    shares = torch.linspace(0, 1, options)
+    return shares.ceil() if alike else shares
+
+
 @torch.no_grad()
 def open_wide(head: nn.Linear, decisions: Sequence[int], *, alike: bool = False) -> None:
     """Let the last layer of a gate begin near the full network; where options above 0 are alike, with any of those.

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..envs.task import Task
 from .baselines import random_rate
+from .gate import shares_executed
 from .learner import Setting, read_options, register_agent
 from .relaxed import Draw, RelaxedLearner, Trial, gumbel
 
@@ -104,9 +105,8 @@ class ConvNetAIG(Gumbel):
 def rate_loss(weights: list[Tensor], target: float, *, alike: bool = False) -> Tensor:
     """Return the mean over pieces of (target - share executed in the batch)². Weights of shape (N, options) each.
 
-    Of several options the last counts in full, those between in proportion; where those above 0 are alike, each does.
+    Of several options each counts as `shares_executed` says.
     """
-    shares = [torch.linspace(0, 1, piece.shape[1]).to(piece) for piece in weights]
-    shares = [share.ceil() for share in shares] if alike else shares
+    shares = [shares_executed(piece.shape[1], alike=alike).to(piece) for piece in weights]
     executed = torch.stack([(piece.mean(0) * share).sum() for piece, share in zip(weights, shares, strict=True)])
     return (target - executed).square().mean()

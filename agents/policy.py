@@ -13,7 +13,7 @@ from ..envs.choice import Hard, cost_dtype
 from ..envs.observation import Layout
 from ..envs.state import State
 from ..envs.task import Task
-from .gate import Gate
+from .gate import Gate, shares_executed
 
 
 class Policy(nn.Module, ABC):
@@ -226,8 +226,7 @@ class Decider:
 def greedy(logits: Tensor, decisions: Sequence[int], *, shift: float = 0.0, alike: bool = False) -> Tensor:
     """Return the likeliest option of each part, after a shift towards the last. (N, sum of decisions) to (N, parts)."""
     if shift:
-        slopes = torch.cat([torch.linspace(0, shift, count) for count in decisions]).to(logits)
-        logits = logits + (torch.where(slopes == 0, slopes, shift) if alike else slopes)
+        logits = logits + shift * torch.cat([shares_executed(count, alike=alike) for count in decisions]).to(logits)
     if len(decisions) == 1:
         return logits.argmax(1, keepdim=True)
     return torch.stack([part.argmax(1) for part in logits.split(list(decisions), 1)], 1)

@@ -21,7 +21,6 @@ from .pretrain import check_held_out, final_accuracy, random_start
 from .reader_training import ReaderRecipe, train_reader, write_reader
 from .recipe import Recipe
 from .registry import _find, read_exits, read_reader
-from .slimmable import SlimmableResNet
 from .trainer import Trainer
 
 EMBEDDED = {
@@ -77,10 +76,10 @@ def pretrained(name: str, data: ImageData, **changes: Any) -> Backbone:
 
 def embedded_recipe(name: str, data: ImageData) -> Recipe:
     """Return how a backbone is trained on first use: as others of this data, at full depth where that is needed."""
-    recipe = EMBEDDED[data.name]
-    if not _find(name).skippable:
+    recipe, entry = EMBEDDED[data.name], _find(name)
+    if not entry.skippable:
         return replace(recipe, stochastic_depth=0.0, spare_hard=0.0)
-    if isinstance(random_start(name, data, recipe.seed).network, SlimmableResNet):
+    if entry.slimmable:
         return Recipe(epochs=WIDTH_EPOCHS[data.name], batch_size=recipe.batch_size)
     return recipe
 

@@ -33,6 +33,7 @@ class Entry:
     build: Builder
     colour_only: bool = False  # takes three channels; grey images are repeated
     skippable: bool = True  # its blocks can be left out
+    slimmable: bool = False  # it is trained at several widths
 
 
 def _adopt(name: str, found: Any) -> tuple[Entry, str]:
@@ -47,7 +48,7 @@ REGISTRY: Registry[Entry] = Registry("backbone", group="skipgym.backbones", adop
 
 
 def register_backbone(
-    name: str, description: str, *, colour_only: bool = False, skippable: bool = True
+    name: str, description: str, *, colour_only: bool = False, skippable: bool = True, slimmable: bool = False
 ) -> Callable[[Builder], Builder]:
     """Register a builder under a name.
 
@@ -56,6 +57,7 @@ def register_backbone(
         description: One line.
         colour_only: Whether it takes three channels only; grey images are repeated.
         skippable: Whether its blocks can be left out.
+        slimmable: Whether it is trained at several widths.
 
     Raises:
         ValueError: If the name is taken.
@@ -63,7 +65,7 @@ def register_backbone(
 
     def register(build: Builder) -> Builder:
         function = build.func if isinstance(build, partial) else build
-        REGISTRY.add(name, Entry(build, colour_only, skippable), description, module=function.__module__)
+        REGISTRY.add(name, Entry(build, colour_only, skippable, slimmable), description, module=function.__module__)
         return build
 
     return register
@@ -314,7 +316,8 @@ def _find(name: str) -> Entry:
         return Entry(partial(builders.stepped, kind=builders.STEPPED[match[1]], **options), skippable=False)
     if match := re.fullmatch(r"(slim|us)-resnet(\d+)(?:-w(\d+))?", name):
         kind: Any = match[1]
-        return Entry(partial(builders.slimmable, kind=kind, depth=int(match[2]), width=int(match[3] or 16)))
+        build = partial(builders.slimmable, kind=kind, depth=int(match[2]), width=int(match[3] or 16))
+        return Entry(build, slimmable=True)
     raise ValueError(unknown("backbone", name, REGISTRY.known(), "For a network of your own use skipgym.wrap."))
 
 
@@ -326,9 +329,9 @@ for _depth in range(8, 111, 6):
 for _depth in (20, 32, 56):
     _kinds: dict[Kind, str] = {"slim": "0.25, 0.5, 0.75, 1", "us": "0.25 … 1"}
     for _kind, _widths in _kinds.items():
-        register_backbone(f"{_kind}-resnet{_depth}", f"slimmable CIFAR ResNet of {_depth} layers, widths {_widths}")(
-            partial(builders.slimmable, kind=_kind, depth=_depth, width=16)
-        )
+        register_backbone(
+            f"{_kind}-resnet{_depth}", f"slimmable CIFAR ResNet of {_depth} layers, widths {_widths}", slimmable=True
+        )(partial(builders.slimmable, kind=_kind, depth=_depth, width=16))
 for _depth in (18, 34, 50, 101, 152):
     register_backbone(f"resnet{_depth}", f"torchvision ResNet-{_depth}", colour_only=True)(
         partial(builders.torchvision_resnet, name=f"resnet{_depth}")

@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from ..data import Augment, ImageData, Part
 from .backbone import Backbone
-from .exit_training import exit_accuracy
+from .exit_training import check_enough, exit_accuracy
 from .recipe import Recipe
 from .routing import route
 from .scaling import scale_macs, scaled
@@ -64,11 +64,7 @@ class Trainer:
     """
 
     def __init__(self, backbone: Backbone, data: ImageData, recipe: Recipe, *, device: str | torch.device = "cpu"):
-        if len(data.train) < recipe.batch_size:
-            raise ValueError(
-                f"batch_size: expected at most the {len(data.train)} training images of {data.name}, "
-                f"got {recipe.batch_size}. Change --batch-size."
-            )
+        check_enough(data, recipe.batch_size)
         check_recipe(backbone, recipe)
         check_widths(backbone, recipe)
         if recipe.scales:

@@ -83,7 +83,7 @@ def tabulate(
         ValueError: If the task has too many ways through, or there is no room.
     """
     rows = Rows.of(data, versions if augment else 1, augment)
-    probe = explore(task, task.prepare(task.blank()))
+    probe = explore(task, task.blank())
     file = TableFile(cache_dir() / "tables", _key(task, data, rows), probe, len(rows))
     _say(quiet, f"outcome table: {file.describe(task)}")
     with FileLock(file.path.with_suffix(".lock")):
@@ -178,7 +178,7 @@ def _batches(task: Task, rows: Rows, start: int, quiet: bool) -> Iterator[tuple[
     with bar:
         for first in range(start, len(rows), BATCH):
             images = rows.batch(first)
-            yield first, explore(task, task.prepare(images))
+            yield first, explore(task, images)
             bar.update(len(images))
 
 

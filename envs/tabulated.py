@@ -23,7 +23,7 @@ class Tabulated(Task):
         live: The task that was tabulated.
         tree: Of its decisions.
         rows: A row for each image, as `Seen.flat` gives it; may be a memory-mapped file. Shape (N, width).
-        images: What people see of each image. Shape (M, C, H, W), uint8.
+        images: The originals, uint8. Shape (M, C, H, W), or of clips (M, T, C, H, W).
         source: Which of `images` a row was made of. Shape (N,).
     """
 
@@ -39,7 +39,12 @@ class Tabulated(Task):
         self.observations = rows[:, :shown].unflatten(1, (nodes, *live.observation_shape))
         self.answers = rows[:, shown:].unflatten(1, (tree.answers, live.backbone.num_classes))
         self.leads, self.macs = tree.children.to(self.device), tree.macs.to(self.device)
+        self.positions = tree.positions.to(self.device)
         self.is_comb = tree.is_comb
+
+    @property
+    def full_macs(self) -> int:
+        return self.live.full_macs
 
     @property
     def most_macs(self) -> int:
@@ -76,7 +81,7 @@ class Tabulated(Task):
         return tickets(torch.zeros(1, dtype=torch.long))
 
     def pictures(self, images: Tensor) -> Tensor:
-        return self.images[self.source[self.prepare(images).cpu()]]
+        return self.live.pictures(self.images[self.source[self.prepare(images).cpu()]])
 
     def untouched(self, images: Tensor) -> Tensor:
         return self._look(self.answers, self.prepare(images), self.tree.untouched)
@@ -109,7 +114,7 @@ class Tabulated(Task):
         state = state.advance(
             state.features,
             macs=choice.cost(self.macs[node].tolist()),
-            position=int(self.tree.positions[on[0]]) if on else self.horizon,
+            position=int(self.positions[on[0]]) if on else self.horizon,
             node=torch.full_like(state.features, on[0] if on else node),
         )
         if len(answering) == 1:
@@ -121,13 +126,13 @@ class Tabulated(Task):
     def _pick(self, state: State, choice: Choice) -> list[State]:
         """Go where actions lead, each row its own way."""
         node, option = state.memory["node"], self._option(choice)
-        child, position = self.leads[node, option], self.tree.positions.to(self.device)
+        child = self.leads[node, option]
         leaf = child < 0
         answer = self._look(self.answers, state.features, (-1 - child).clamp(min=0))
         at = child.clamp(min=0)
         state = state.advance(state.features, macs=self.macs[node, option].to(state.macs), node=at)
         state = state.finish(answer, when=leaf.to(state.alive))
-        here = position[at]
+        here = self.positions[at]
         groups = [(int(one), here == one) for one in here.unique()]
         return merge(state.select(mask).advance(state.features[mask], macs=0, position=one) for one, mask in groups)
 

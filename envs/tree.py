@@ -101,15 +101,15 @@ class Seen:
 
 
 @torch.inference_mode()
-def explore(task: Task, inputs: Tensor) -> Seen:
-    """Follow every way through a task with prepared inputs (N, C, H, W).
+def explore(task: Task, images: Tensor) -> Seen:
+    """Follow every way through a task with images, as `Task.prepare` takes them.
 
     Raises:
         ValueError: If there are too many ways, or where a decision leads or what it costs differs between images.
     """
     check_small(task)
-    start = task.begin(inputs)
-    growth = _Growth(task, len(inputs))
+    start = task.begin(task.prepare(images))
+    growth = _Growth(task, len(images))
     growth.grow(start)
     tree = Tree(
         torch.tensor(growth.positions),
@@ -119,7 +119,7 @@ def explore(task: Task, inputs: Tensor) -> Seen:
         task.reaches_full,
     )
     if not task.reaches_full:
-        growth.answers.append(task.backbone(inputs))
+        growth.answers.append(task.untouched(images))
     return Seen(tree, torch.stack(growth.observations, 1), torch.stack(growth.answers, 1))
 
 

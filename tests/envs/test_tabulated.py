@@ -1,3 +1,4 @@
+from dataclasses import replace
 from itertools import product
 
 import pytest
@@ -13,7 +14,7 @@ from skipgym.envs.tree import explore
 
 from .conftest import follow
 
-SMALL = ["layer-skip", "block-drop", "early-exit", "cascade", "resolution", "patch-crop"]
+SMALL = ["layer-skip", "block-drop", "early-exit", "cascade", "resolution", "patch-crop", "frame-select"]
 COMBS = ["early-exit", "cascade"]
 
 
@@ -39,12 +40,23 @@ def data() -> ImageData:
 
 @pytest.fixture(params=SMALL)
 def pair(request, make_world, random_backbone, data):
-    """Return a live task, the tabulated one, and the data of both."""
+    """Return a live task, the tabulated one, the data of that, and the data of the live one."""
     if request.param == "patch-crop":
         live = make_task("patch-crop", random_backbone(), grid=2, looks=2)  # fewer places than by default
     else:
         live = make_world(request.param, "resnet8-w4").task
-    return live, *tabulate(live, data, versions=1, augment=Augment(), quiet=True)
+    if live.takes_clips:
+        data = in_clips(data)
+    return live, *tabulate(live, data, versions=1, augment=Augment(), quiet=True), data
+
+
+def in_clips(data: ImageData) -> ImageData:
+    """Return clips of three frames: each image and two others of its part."""
+    parts = {
+        name: Part(torch.stack([part.images.roll(shift, 0) for shift in range(3)], 1), part.labels)
+        for name, part in ((name, data.part(name)) for name in PARTS)
+    }
+    return replace(data, **parts)
 
 
 def paths(task):
@@ -62,8 +74,8 @@ def decide(task, actions, kind=Hard):
     return of
 
 
-def test_mixed_decisions_come_to_what_the_live_task_does(pair, data):
-    live, table, ticketed = pair
+def test_mixed_decisions_come_to_what_the_live_task_does(pair):
+    live, table, ticketed, data = pair
     for name in PARTS:
         own = paths(live)[torch.arange(len(data.part(name))) % len(paths(live))]
         expected = follow(live, live.prepare(data.part(name).images), decide(live, own))
@@ -73,8 +85,8 @@ def test_mixed_decisions_come_to_what_the_live_task_does(pair, data):
         assert torch.equal(ticketed.part(name).labels, data.part(name).labels)
 
 
-def test_observations_are_those_of_the_live_task(pair, data):
-    live, table, ticketed = pair
+def test_observations_are_those_of_the_live_task(pair):
+    live, table, ticketed, data = pair
     for one, images in ((live, data.val.images), (table, ticketed.val.images)):
         engine = Engine(one, Part(images, data.val.labels), reward=make_reward("accuracy"), price=0.3, num_envs=6)
         engine.seed(5)
@@ -90,14 +102,16 @@ def test_observations_are_those_of_the_live_task(pair, data):
     assert torch.allclose(rewards, expected[1], atol=1e-6)
 
 
-def test_declarations_are_those_of_the_live_task(pair, data):
-    live, table, ticketed = pair
+def test_declarations_are_those_of_the_live_task(pair):
+    live, table, ticketed, data = pair
     for word in ("name", "options", "horizon", "decisions", "observation_shape", "least_macs", "full_macs",
                  "most_macs", "has_exits", "alike", "reaches_full", "onward", "paths", "pieces"):  # fmt: skip
         assert getattr(table, word) == getattr(live, word)
-    expected = live.backbone(live.prepare(data.test.images))
+    images = data.test.images
+    expected = live.untouched(images) if live.takes_clips else live.backbone(live.prepare(images))
     assert torch.allclose(table.untouched(ticketed.test.images), expected, atol=1e-5)
-    assert torch.equal(table.pictures(ticketed.test.images), data.test.images)
+    assert torch.equal(table.pictures(ticketed.test.images), live.pictures(images))
+    assert live.takes_clips or torch.equal(table.pictures(ticketed.test.images), images)
 
 
 @pytest.mark.parametrize("name", COMBS)
@@ -216,7 +230,7 @@ def test_size_is_told_before_work_starts(make_world, data, capsys, monkeypatch):
 
 def test_size_is_that_of_what_is_shown_and_answered(make_world, cache):
     task = make_world("early-exit", "resnet8-w4").task
-    probe = explore(task, task.prepare(task.blank()))
+    probe = explore(task, task.blank())
     assert TableFile(cache, "key", probe, 350).size == 350 * 4 * (2 * 4 + 3 * 4)  # 2 exits of 4 signs, 3 answers of 4
 
 

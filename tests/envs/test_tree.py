@@ -8,7 +8,12 @@ from skipgym.envs.tree import LARGEST, Tree, explore
 
 from .conftest import Leave, World
 
-SMALL = ["layer-skip", "block-drop", "early-exit", "cascade", "resolution", "patch-crop"]
+SMALL = ["layer-skip", "block-drop", "early-exit", "cascade", "resolution", "patch-crop", "frame-select"]
+
+
+def noise(task):
+    """Return the images that `make_world` prepares."""
+    return torch.rand((7, *task.blank().shape[1:]), generator=torch.Generator().manual_seed(0))
 
 
 @pytest.fixture(params=SMALL)
@@ -20,7 +25,7 @@ def small(request, make_world, random_backbone):
 
 
 def test_every_way_through_ends_as_the_live_task_does(small):
-    seen = explore(small.task, small.inputs)
+    seen = explore(small.task, noise(small.task))
     tree, parts = seen.tree, len(small.task.decisions)
     options = list(small.task.decisions) * small.task.horizon
     ways = list(small.task.paths or product(*map(range, options)))
@@ -42,7 +47,7 @@ def test_beginnings_are_computed_once(make_world, name):
     world, rows = make_world(name, "resnet8-w4"), []
     net = world.task.backbone
     hook = net.stem.register_forward_hook(lambda module, inputs, output: rows.append(len(inputs[0])))
-    explore(world.task, world.inputs)
+    explore(world.task, noise(world.task))
     hook.remove()
     assert rows == [7]
 
@@ -53,14 +58,15 @@ def test_beginnings_are_computed_once(make_world, name):
 )
 def test_shape_of_the_tree_of_three_blocks_two_exits_two_smaller_networks(make_world, name, nodes, leaves, comb):
     world = make_world(name, "resnet8-w4")
-    tree = explore(world.task, world.inputs).tree
+    tree = explore(world.task, noise(world.task)).tree
     assert (len(tree.positions), tree.leaves, tree.is_comb) == (nodes, leaves, comb)
     assert Tree.from_json(tree.as_json()).as_json() == tree.as_json()
 
 
 def test_untouched_network_is_among_the_answers(small):
-    seen = explore(small.task, small.inputs)
-    expected = small.task.backbone(small.inputs)
+    seen = explore(small.task, noise(small.task))
+    task, images = small.task, noise(small.task)
+    expected = task.untouched(images) if task.takes_clips else task.backbone(task.prepare(images))
     assert seen.answers.shape[1] == seen.tree.answers
     assert torch.allclose(seen.answers[:, seen.tree.untouched], expected, atol=1e-5)
 
@@ -93,6 +99,6 @@ class Fickle(Leave):
 @pytest.mark.parametrize(("broken", "told"), [(Unequal, "cost the same"), (Fickle, "decisions alone say who answers")])
 def test_task_whose_images_part_is_refused(random_backbone, broken, told):
     task: Task = broken(random_backbone())
-    inputs = torch.linspace(-2, 2, 5).view(5, 1, 1, 1).expand(5, 1, 8, 8).contiguous()
+    images = torch.linspace(0, 1, 5).view(5, 1, 1, 1).expand(5, 1, 8, 8).contiguous()
     with pytest.raises(ValueError, match=rf"table: expected .*{told}.*Run it live"):
-        explore(task, inputs)
+        explore(task, images)
