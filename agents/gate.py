@@ -67,6 +67,19 @@ class VectorTrunk(nn.Module):
         x = F.relu(by_position(torch.cat([features, price], 1), self.weight, self.bias, position))
         return F.relu(self.second(x))
 
+    def at(self, position: int, features: Tensor, price: Tensor) -> Tensor:
+        """Return hidden features where the position is known. Shapes (N, D) and (N,) to (N, hidden)."""
+        position = position if self.layout.positions else 0
+        weight, bias, mean, std = (one[position] for one in (self.weight, self.bias, self.mean, self.std))
+        if torch.compiler.is_exporting():  # constants join the weights: a file runs fewer and smaller steps
+            told, weight = weight[:, len(mean) :], weight[:, : len(mean)] / std
+            x = F.linear(features, weight, bias - weight @ mean)
+            x = x + price.unsqueeze(1) * told[:, 0] if self.layout.priced else x
+        else:
+            x = (features - mean) / std
+            x = F.linear(torch.cat([x, price.unsqueeze(1)], 1) if self.layout.priced else x, weight, bias)
+        return F.relu(self.second(F.relu(x)))
+
 
 class ImageTrunk(nn.Module):
     """Three strided convolutions on an image, pooled: a small stand-in for BlockDrop's ResNet-8."""
@@ -92,6 +105,10 @@ class ImageTrunk(nn.Module):
         for convolution in self.convolutions:
             x = F.relu(convolution(x))
         return F.relu(self.second(x.mean((2, 3))))
+
+    def at(self, position: int, features: Tensor, price: Tensor) -> Tensor:
+        """Return hidden features where the position is known. Shapes (N, C, H, W) and (N,) to (N, hidden)."""
+        return self(self.layout.join(features, position, price))
 
 
 def make_trunk(layout: Layout, hidden: int) -> VectorTrunk | ImageTrunk:
@@ -138,10 +155,18 @@ class Gate(nn.Module):
 
     def forward(self, observation: Tensor, memory: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         """Return the logits of all parts side by side (N, sum of decisions), and the memory (N, 2·hidden) or None."""
-        x = self.trunk(observation)
+        return self._decide(self.trunk(observation), memory)
+
+    def at(
+        self, position: int, features: Tensor, price: Tensor, memory: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Return the same for a cohort, whose rows share their position, from what the task observes."""
+        return self._decide(self.trunk.at(position, features, price), memory)
+
+    def _decide(self, x: Tensor, memory: Tensor | None) -> tuple[Tensor, Tensor | None]:
         if self.core is None:
             return self.head(x), None
-        before = x.new_zeros(len(x), 2 * self.hidden) if memory is None else memory
+        before = x.new_zeros(x.shape[0], 2 * self.hidden) if memory is None else memory
         hidden, cell = self.core(x, tuple(part.contiguous() for part in before.chunk(2, 1)))
         return self.head(hidden), torch.cat([hidden, cell], 1)
 

@@ -56,6 +56,10 @@ class ImageBody(nn.Module):
         x = self.layers(observation)
         return x.mean((2, 3)) + 0.5 * x.amax((2, 3))
 
+    def at(self, position: int, features: Tensor, price: Tensor) -> Tensor:
+        """Return features of what the task observes."""
+        return self(features)
+
 
 class VectorBody(nn.Module):
     """The gate's trunk, for tasks that observe a vector."""
@@ -71,6 +75,10 @@ class VectorBody(nn.Module):
     def forward(self, observation: Tensor) -> Tensor:
         """Return features. Shape (N, D) to (N, size)."""
         return self.trunk(observation)
+
+    def at(self, position: int, features: Tensor, price: Tensor) -> Tensor:
+        """Return features where the position is known. Shapes (N, D) and (N,) to (N, size)."""
+        return self.trunk.at(position, features, price)
 
 
 class PathNet(nn.Module):
@@ -102,6 +110,11 @@ class PathNet(nn.Module):
     def forward(self, observation: Tensor) -> Tensor:
         """Return the log-odds that each path answers right. Shape (N, P)."""
         return self.values(*self.features(observation))
+
+    def at(self, position: int, features: Tensor, price: Tensor) -> Tensor:
+        """Return the log-odds from what the task observes, where the position is known. Shape (N, P)."""
+        x = self.body.at(position, features, price)
+        return self.values(x, self.classify(x))
 
     def features(self, observation: Tensor) -> tuple[Tensor, Tensor]:
         """Return features (N, size) and class logits (N, classes)."""
@@ -153,7 +166,7 @@ class PathPolicy(Policy):
             ValueError: If the values are not finite.
         """
         if memory is None:
-            values = self.net(self.net.layout.join(features, state.position, price))
+            values = self.net.at(state.position, features, price)
             check_logits(values)
             memory = self.choose(values, price).unsqueeze(1)
         first = state.position * self.parts

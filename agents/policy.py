@@ -72,8 +72,7 @@ class GatePolicy(Policy):
         Raises:
             ValueError: If the logits are not finite.
         """
-        observation = self.gate.layout.join(features, state.position, price)
-        logits, memory = self.gate(observation, memory)
+        logits, memory = self.gate.at(state.position, features, price, memory)
         check_logits(logits)
         return greedy(logits, self.gate.decisions, shift=self.shift, alike=self.gate.alike), memory
 
@@ -108,7 +107,7 @@ class StaticPolicy(Policy):
 
     def act(self, features: Tensor, state: State, price: Tensor, memory: Tensor | None) -> tuple[Tensor, None]:
         """Return the actions of the position."""
-        return self.actions[state.position].to(features.device).expand(len(features), -1), None
+        return self.actions[state.position].to(features.device).expand(features.shape[0], -1), None
 
     def config(self) -> dict[str, Any]:
         """Return how to build it again (JSON)."""
@@ -226,13 +225,16 @@ class Decider:
 
 def greedy(logits: Tensor, decisions: Sequence[int], *, shift: float = 0.0, alike: bool = False) -> Tensor:
     """Return the likeliest option of each part, after a shift towards the last. (N, sum of decisions) to (N, parts)."""
-    slopes = shift * torch.cat([shares_executed(count, alike=alike) for count in decisions]).to(logits)
-    return torch.stack([part.argmax(1) for part in (logits + slopes).split(list(decisions), 1)], 1)
+    if shift:
+        logits = logits + shift * torch.cat([shares_executed(count, alike=alike) for count in decisions]).to(logits)
+    if len(decisions) == 1:
+        return logits.argmax(1, keepdim=True)
+    return torch.stack([part.argmax(1) for part in logits.split(list(decisions), 1)], 1)
 
 
 def check_logits(logits: Tensor) -> None:
-    """Raise a ValueError unless all logits are finite."""
-    if not bool(torch.isfinite(logits).all()):
+    """Raise a ValueError unless all logits are finite; in a file that is exported nothing is raised."""
+    if not torch.compiler.is_exporting() and not bool(torch.isfinite(logits).all()):
         raise ValueError(
             "policy: expected finite logits, got NaN or infinity. Training has diverged (lower the learning rate), "
             "or the input is not an image."

@@ -94,7 +94,7 @@ def _score(score: Score, logits: Tensor, memory: Tensor | None) -> tuple[Tensor,
         log = F.log_softmax(logits, 1)
         return (log.exp() * log).sum(1), None
     named = logits.argmax(1)
-    before = named.new_full((len(named), 2), -1) if memory is None else memory
+    before = named.new_full((named.shape[0], 2), -1) if memory is None else memory
     streak = torch.where(before[:, 0] == named, before[:, 1] + 1, 0)
     return streak.float(), torch.stack([named, streak], 1)
 

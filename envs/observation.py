@@ -45,7 +45,7 @@ class Layout:
         """Return observations. `features` has shape (N, *shape), `price` shape (N,)."""
         if not self.extras:
             return features
-        extras = features.new_zeros((len(features), self.extras))
+        extras = features.new_zeros((features.shape[0], self.extras))
         if self.positions:
             extras[:, position] = 1
         if self.priced:

@@ -36,7 +36,7 @@ class State:
     @classmethod
     def start(cls, features: Tensor, *, macs: float = 0, **memory: Tensor) -> "State":
         """Return the state before the first decision, when `macs` have been spent on each row."""
-        count, device = len(features), features.device
+        count, device = features.shape[0], features.device  # not len(): exporters trace the shape
         return cls(
             features=features,
             macs=torch.full((count,), float(macs), dtype=cost_dtype(device), device=device),

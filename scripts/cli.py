@@ -4,12 +4,15 @@ import os
 import sys
 from importlib import import_module
 
+from ..runtime.extra import MissingExtra
+
 COMMANDS = {
     "demo": "the main job on embedded data: pretrain, train, compare, save, reload, evaluate",
     "pretrain": "train a (skip-robust) backbone",
     "train": "train a policy on a task and save its controller",
     "evaluate": "accuracy and compute of a controller, or of a method without training",
     "compare": "methods on equal terms: RL, Gumbel gates, baselines, bounds; figures with intervals, report",
+    "export": "write a controller as one ONNX file that skips, for skipgym.runtime or any ONNX Runtime",
     "run": "answers for image files, with what was executed",
     "list": "tasks, agents, backbones, data sets, rewards",
 }
@@ -34,7 +37,7 @@ def main(arguments: list[str] | None = None) -> int:
     module = import_module(f".{words[0]}", __package__)
     try:
         return module.main(words[1:])
-    except (ValueError, FileNotFoundError, FileExistsError) as error:
+    except (ValueError, FileNotFoundError, FileExistsError, MissingExtra) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except BrokenPipeError:  # the reader of our output has gone, as in `skipgym list | head`

@@ -1,0 +1,170 @@
+"""A controller as one straight computation, in which decisions are marked: what an exporter writes down.
+
+`Traced` is the interpreter's choice. Where a task asks it for one of several branches, every branch is traced between
+two markers, `Enter` and `Choose`; who writes the file makes control flow of what lies between them. Rows that have
+answered take no further part: what they would decide is -1, and neither policy nor branches run for them.
+"""
+
+import itertools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from ..backbones.routing import Branch
+from ..envs.choice import Choice, cost_dtype
+from ..envs.state import State
+from ..envs.task import Task
+from .policy import Policy
+
+DOMAIN = "skipgym"
+"""Of the markers, in the ONNX graph before they are made control flow."""
+
+_numbers = itertools.count()  # no two entrances are alike, or the exporter would make them one
+
+
+class Traced(Choice):
+    """Actions that are known only when the file runs.
+
+    Args:
+        actions: Shape (N,) or (N, parts), integers; -1 of rows that have answered.
+        costs: Notes what each option costs, whenever the task asks.
+    """
+
+    def __init__(self, actions: Tensor, costs: Callable[[list[float]], None]):
+        self.actions, self.costs = actions, costs
+
+    def among(self, branches: Sequence[Branch], x: Tensor) -> Tensor:
+        """Trace every branch; one of them will run."""
+        return fork(self.actions, branches, x)
+
+    def only(self, option: int, branch: Branch, x: Tensor, shape: Sequence[int]) -> Tensor:
+        """Trace the branch; it will run for rows that chose the option."""
+        return fork((self.actions == option).long(), [partial(_zeros, shape), branch], x)
+
+    def weight(self, option: int) -> Tensor:
+        """Return 1 where the option was chosen, else 0."""
+        return (self.actions == option).float()
+
+    def cost(self, costs: Sequence[float]) -> Tensor:
+        """Return what was chosen costs; nothing where nothing was."""
+        self.costs([float(cost) for cost in costs])
+        table = torch.tensor([0.0, *costs], dtype=cost_dtype(self.actions.device))
+        return table[self.actions + 1]
+
+    def part(self, index: int) -> "Traced":
+        """Return the actions of one part."""
+        return Traced(self.actions[:, index], self.costs)
+
+    def binary(self) -> "Traced":
+        """Return 1 where another option than 0 was chosen; -1 of rows that have answered stays."""
+        return Traced(self.actions.clamp(max=1), self.costs)
+
+
+def fork(option: Tensor, branches: Sequence[Branch], x: Tensor) -> Tensor:
+    """Mark branches of which one is to run: each lies between an `Enter` of its own and the `Choose` they share."""
+    results = [branch(_mark("Enter", [x], like=x, number=next(_numbers))) for branch in branches]
+    return _mark("Choose", [option, *results], like=results[-1])
+
+
+def _mark(name: str, values: list[Tensor], *, like: Tensor, **attributes: int) -> Tensor:
+    """Trace a node of ours, which gives a tensor like another."""
+    return torch.onnx.ops.symbolic(
+        f"{DOMAIN}::{name}", values, {**attributes}, dtype=like.dtype, shape=like.shape, version=1
+    )
+
+
+def _zeros(shape: Sequence[int], x: Tensor) -> Tensor:
+    return x.new_zeros((x.shape[0], *shape))
+
+
+@dataclass
+class _Way:
+    """What the tracer knows on its way: where it stands, what the policy remembers and has cost, what was decided."""
+
+    state: State
+    memory: Tensor | None
+    policy_macs: Tensor
+    actions: dict[int, Tensor]
+
+
+class TracedController(nn.Module):
+    """Task and policy from images and price to logits, actions, MACs and the policy's MACs, decisions marked.
+
+    Args:
+        task: What can be decided.
+        policy: Who decides.
+        before_macs: What the task has spent before the first decision.
+        costs: Takes what each option costs, in MACs, whenever the task asks.
+    """
+
+    def __init__(
+        self, task: Task, policy: Policy, *, before_macs: float, costs: Callable[[list[float]], None] = lambda _: None
+    ):
+        super().__init__()
+        self.task, self.policy, self.before_macs, self.costs = task, policy, before_macs, costs
+
+    def forward(self, image: Tensor, price: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Trace. `image` has shape (N, C, H, W), `price` (N,).
+
+        Raises:
+            ValueError: If the task parts its rows.
+        """
+        dtype, parts = cost_dtype(image.device), len(self.task.decisions)
+        # One row of constants in place of N: they broadcast, and what is known is folded when the file is written.
+        alive, macs = torch.ones(1), torch.full((1,), float(self.before_macs), dtype=dtype)
+        start = replace(self.task.begin(self.task.prepare(image)), alive=alive, macs=macs)
+        way = _Way(start, None, torch.zeros(1, dtype=dtype), {})
+        while way.state.position < self.task.horizon:
+            self._decide(way, price, always=way.state.alive is alive)
+        state, nothing = way.state, price.new_full((price.shape[0], parts), -1, dtype=torch.long)
+        if state.answer is None:
+            raise ValueError(
+                f"export: expected an answer from {self.task.name} at its end, got none. Finish the state."
+            )
+        actions = [way.actions.get(position, nothing) for position in range(self.task.horizon)]
+        return state.answer, torch.cat(actions, 1), state.macs + way.policy_macs, way.policy_macs
+
+    def _decide(self, way: _Way, price: Tensor, *, always: bool) -> None:
+        """Let the policy decide once, unless a row has answered, and follow."""
+        state = way.state
+        seen = self.task.answer_now(state) if self.policy.sees_answer else self.task.observe(state)
+        spent = torch.tensor([float(self.policy.macs_at(state.position))], dtype=way.policy_macs.dtype)
+        if always:
+            actions, way.memory = self.policy.act(seen, state, price, way.memory)
+        else:
+            actions, way.memory = self._if_alive(way, seen, price)
+            spent = spent * state.alive
+        way.policy_macs = way.policy_macs + spent
+        way.actions[state.position] = actions
+        after = self.task.step(state, Traced(actions[:, 0] if actions.shape[1] == 1 else actions, self.costs))
+        if isinstance(after, list):
+            raise ValueError(
+                f"export: expected {self.task.name} to keep its rows together, got {len(after)} cohorts after decision "
+                f"{state.position + 1}. Serve it by skipgym.Controller."
+            )
+        way.state = after
+
+    def _if_alive(self, way: _Way, seen: Tensor, price: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Run the policy as a branch of its own; actions and memory leave it side by side."""
+        parts = len(self.task.decisions)
+
+        def act(seen: Tensor) -> Tensor:
+            actions, memory = self.policy.act(seen, way.state, price, way.memory)
+            return actions if memory is None else torch.cat([actions.to(memory.dtype), memory], 1)
+
+        def nothing(seen: Tensor, like: Callable[[Tensor], Tensor] = act) -> Tensor:
+            return torch.full_like(like(seen), -1)
+
+        alive = (way.state.alive > 0).long().expand(price.shape[0])
+        found = fork(alive, [nothing, act], seen)
+        return found[:, :parts].long(), found[:, parts:] if found.shape[1] > parts else None
+
+
+def before_macs(task: Task) -> float:
+    """Return what a task spends before its first decision."""
+    with torch.inference_mode():
+        state = task.begin(torch.zeros(1, *task.backbone.input_shape, device=task.device))
+    return float(state.macs[0])

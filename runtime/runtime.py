@@ -1,0 +1,239 @@
+"""An exported controller, served: the interface of `Controller`, on numpy and ONNX Runtime."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from .file import Card, read
+from .session import call
+from .table import Fastest, Latency, Statistics, price_within
+
+if TYPE_CHECKING:
+    import onnx
+    import onnxruntime as ort
+
+    from .program import Program
+
+WAYS = ("single", "routed", "masked")
+"""How a batch is executed: image by image; regrouped at every choice; every branch on all rows, then selected."""
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What a controller makes of N images.
+
+    Attributes:
+        logits: Answers. Shape (N, classes).
+        macs: Spent, policy included. Shape (N,).
+        policy_macs: Spent by the policy. Shape (N,).
+        actions: What was decided about each of the task's pieces; -1 where nothing was. Shape (N, pieces).
+        compute: `macs` as a share of the full network's. Shape (N,).
+    """
+
+    logits: np.ndarray
+    macs: np.ndarray
+    policy_macs: np.ndarray
+    actions: np.ndarray
+    compute: np.ndarray
+
+    @property
+    def labels(self) -> np.ndarray:
+        """The class with the largest logit. Shape (N,)."""
+        return self.logits.argmax(1)
+
+
+class Runtime:
+    """An exported controller. Calls from several threads give the answers of calls from one.
+
+    Args:
+        model: As `read` gives it.
+        card: Likewise.
+        threads: Of one call; 0 leaves it to ONNX Runtime.
+
+    Attributes:
+        ways: Of `WAYS`, those that the file can be executed in.
+    """
+
+    def __init__(self, model: "onnx.ModelProto", card: Card, *, threads: int = 1):
+        from .program import Compiler
+
+        self.card, self.threads = card, threads
+        self.table: tuple[Latency, ...] = ()
+        self._whole = self._session(model)
+        self._program: Program | None = Compiler(model, self._session).compile() if card.batched else None
+        self.ways = WAYS if card.batched else WAYS[:1]
+        self._fastest, self._statistics = Fastest(self.ways), Statistics()
+
+    @classmethod
+    def load(cls, path: str | Path, *, threads: int = 1) -> "Runtime":
+        """Read an exported file.
+
+        Raises:
+            FileNotFoundError: If there is none.
+            ImportError: If the extra `onnx` is not installed.
+            ValueError: If it is damaged, was changed, was not written by skipgym, or comes from a newer one.
+        """
+        return cls(*read(path), threads=threads)
+
+    @property
+    def price(self) -> float:
+        """Told to the policy where a call does not say."""
+        return self.card.price
+
+    def __call__(
+        self,
+        images: np.ndarray,
+        *,
+        price: float | None = None,
+        budget_ms: float | None = None,
+        batch_size: int = 64,
+        way: str | None = None,
+    ) -> Decision:
+        """Answer.
+
+        Args:
+            images: Shape (N, C, H, W), uint8 or floats in 0…1; a file made for uint8 takes only these.
+            price: Of compute, for policies that are told; the controller's own by default.
+            budget_ms: Time for an image on this machine: takes the lowest price that `calibrate` found fast enough.
+            batch_size: Rows at a time.
+            way: One of `WAYS`; by default the one that is fastest for so many rows, found by trying each.
+
+        Raises:
+            ValueError: If images, price, budget or way do not fit.
+        """
+        if price is not None and budget_ms is not None:
+            raise ValueError("budget_ms: expected a price or a budget, got both. Leave one out.")
+        if budget_ms is not None:
+            price = price_within(self.table, budget_ms)
+        price = check_price(self.card, self.price if price is None else price)
+        if way is not None and way not in self.ways:
+            raise ValueError(f"way: expected one of {', '.join(self.ways)}, got {way!r}.")
+        ready = prepare(self.card, images)
+        parts = [self._batch(ready[i : i + batch_size], price, way) for i in range(0, len(ready), batch_size)]
+        logits, actions, macs, policy_macs = (np.concatenate(one) for one in zip(*parts, strict=True))
+        return Decision(logits, macs, policy_macs, actions, macs / self.card.full_macs)
+
+    def executed(self, decision: Decision) -> list[list[str]]:
+        """Return the names of what was executed for each image."""
+        return [[self.card.pieces[i] for i in np.flatnonzero(row > 0)] for row in decision.actions]
+
+    def warm(self, *, rows: int = 1, calls: int = 5) -> None:
+        """Let sessions allocate what they need, on noise; statistics do not count it."""
+        generator = np.random.default_rng(0)
+        images = generator.integers(256, size=(rows, *self.card.input_shape), dtype=np.uint8)
+        ready = prepare(self.card, images)
+        for _ in range(calls):
+            for way in self.ways:
+                self._run(ready, check_price(self.card, self.price), way)
+
+    def calibrate(
+        self, images: np.ndarray, *, prices: Sequence[float] | None = None, repeats: int = 3
+    ) -> tuple[Latency, ...]:
+        """Measure how long single images take at several prices, and keep the table for `budget_ms`.
+
+        Args:
+            images: Typical ones, some dozens. Shape (N, C, H, W).
+            prices: To measure; eleven over the range that the policy knows (0…1 where it has no end) by default.
+            repeats: Of each image and price, interleaved.
+        """
+        least, most = self.card.prices
+        asked = np.linspace(least, 1.0 if most is None else most, 11) if prices is None else prices
+        checked = [check_price(self.card, float(price)) for price in asked]
+        ready = prepare(self.card, images)
+        seconds: list[list[float]] = [[] for _ in checked]
+        compute: list[list[float]] = [[] for _ in checked]
+        for repeat in range(repeats + 1):  # the first round warms up
+            for row in np.split(ready, len(ready)):
+                for index, price in enumerate(checked):
+                    began = time.perf_counter()
+                    macs = self._run(row, price, "single")[2]
+                    if repeat:
+                        seconds[index].append(time.perf_counter() - began)
+                        compute[index].append(float(macs[0]) / self.card.full_macs)
+        self.table = tuple(
+            Latency(price, _ms(taken, 50), _ms(taken, 95), float(np.mean(spent)))
+            for price, taken, spent in zip(checked, seconds, compute, strict=True)
+        )
+        return self.table
+
+    def stats(self) -> dict[str, Any]:
+        """Return statistics of the calls, and under `ways` the milliseconds of a row by rows and way of execution."""
+        return {**self._statistics.summary(), "ways": self._fastest.table()}
+
+    def _batch(self, images: np.ndarray, price: float, way: str | None) -> list[np.ndarray]:
+        """Answer for some rows, and note how long it took."""
+        rows = len(images)
+        taken = way or ("single" if rows == 1 else self._fastest.pick(rows))
+        began = time.perf_counter()
+        found = self._run(images, price, taken)
+        seconds = time.perf_counter() - began
+        if rows > 1:
+            self._fastest.note(rows, taken, seconds)
+        self._statistics.note(seconds, rows, float(np.mean(found[2])) / self.card.full_macs)
+        return found
+
+    def _run(self, images: np.ndarray, price: float, way: str) -> list[np.ndarray]:
+        """Return logits, actions, MACs and the policy's MACs, one row for each image."""
+        rows = len(images)
+        if way == "single" or self._program is None:
+            told = np.array([price], np.float32)
+            each = [call(self._whole, None, {"image": images[i : i + 1], "price": told}) for i in range(rows)]
+            return [np.concatenate(one) for one in zip(*each, strict=True)]
+        values = {"image": images, "price": np.full(rows, price, np.float32)}
+        found = self._program.run(values, rows, way == "masked")
+        return [np.broadcast_to(one, (rows, *one.shape[1:])) for one in found]
+
+    def _session(self, model: "onnx.ModelProto") -> "ort.InferenceSession":
+        import onnxruntime as ort
+
+        options = ort.SessionOptions()
+        options.intra_op_num_threads, options.inter_op_num_threads = self.threads, 1
+        options.log_severity_level = 3  # warnings tell of shapes that a batch leaves open
+        return ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+
+
+def _ms(seconds: Sequence[float], percentile: int) -> float:
+    return 1e3 * float(np.percentile(seconds, percentile))
+
+
+def check_price(card: Card, price: float) -> float:
+    """Return a price as the file takes it.
+
+    Raises:
+        ValueError: If it is out of range.
+    """
+    least, most = card.prices
+    if not (least <= price < float("inf") and (most is None or price <= most)):
+        upper = "upwards" if most is None else f"… {most:g}"
+        raise ValueError(f"price: expected {least:g} {upper}, which the policy knows, got {price}. Choose within it.")
+    return float(price)
+
+
+def prepare(card: Card, images: np.ndarray) -> np.ndarray:
+    """Return images as the file takes them; grey ones are repeated where it wants colour.
+
+    Raises:
+        ValueError: If shape, type or values do not fit.
+    """
+    images = np.asarray(images)
+    shape, grey = card.input_shape, (1, *card.input_shape[1:])
+    if images.ndim != 4 or images.shape[1:] not in (shape, grey) or not len(images):
+        raise ValueError(
+            f"images: expected shape (N, C, H, W) with C x H x W = {' x '.join(map(str, shape))}, got {images.shape}. "
+            "Resize them, or convert their colours."
+        )
+    if images.dtype != np.uint8:
+        inside = np.issubdtype(images.dtype, np.floating) and bool(((images >= 0) & (images <= 1)).all())
+        if not inside:  # NaN too
+            got = f"{images.dtype} from {images.min():g} to {images.max():g}"
+            raise ValueError(f"images: expected uint8 or finite floats in 0…1, got {got}. Convert or scale them.")
+        if card.input_type == "uint8":
+            raise ValueError(f"images: expected uint8, which this file takes, got {images.dtype}. Convert them.")
+    elif card.input_type != "uint8":
+        images = images / np.float32(255)
+    wanted = np.uint8 if card.input_type == "uint8" else np.float32
+    return np.ascontiguousarray(np.broadcast_to(images, (len(images), *shape)), dtype=wanted)
