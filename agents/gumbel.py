@@ -30,8 +30,8 @@ class GumbelOptions:
     """0: mixtures forward, which come close to one option as the temperature falls. 1: straight-through, one option
     forward; its gradient is biased, and on cluttered digits at temperature 1 some trainings gave up the hard images."""
     leash: float = 0.01
-    """Of the mean square of the logits, added to the loss. A gate that is sure before the price has risen has no gradient
-    left to change its mind by."""
+    """Of the mean square of the logits, added to the loss. A gate that is sure before the price has risen has no
+    gradient left to change its mind by."""
 
     def __post_init__(self) -> None:
         """Check the ranges."""
