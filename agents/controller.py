@@ -21,7 +21,8 @@ from ..envs.rollout import Run, rollout
 from ..envs.task import Task, make_task
 from .policy import Decider, Policy, make_policy
 
-FORMAT = 1
+FORMAT = 2
+"""Of saved controllers. Since 2 gates are told the price's logarithm."""
 
 
 @dataclass(frozen=True)
@@ -185,6 +186,11 @@ def _read_json(path: Path) -> dict[str, Any]:
         raise ValueError(f"controller {path}: expected format {FORMAT}, got {version}. Update skipgym.")
     if found != _hash(content):
         raise ValueError(f"controller {path}: its hash is not that of its content. It was changed; save it again.")
+    if version < 2 and content["policy"].get("layout", {}).get("priced"):
+        raise ValueError(
+            f"controller {path}: expected format {FORMAT} where the gate is told the price, got {version}, whose gates "
+            "were told it otherwise. Train it again."
+        )
     return content
 
 

@@ -13,6 +13,14 @@ OPEN_BIAS = 2.0
 """Added to the logit of each part's last option at the start, so that training begins near the full network."""
 
 
+def price_signal(price: Tensor) -> Tensor:
+    """Return how the gates see a price: its logarithm, -1.87 for 0, 0.16 for 0.1 and 1.67 for 1. Any shape.
+
+    Between 0.01 and 0.1 most policies change more than between 0.1 and 1.
+    """
+    return ((price + 0.005).log() + 2.5) / 1.5
+
+
 def by_position(x: Tensor, weight: Tensor, bias: Tensor, position: Tensor) -> Tensor:
     """Apply to each row the linear map of its position.
 
@@ -64,20 +72,21 @@ class VectorTrunk(nn.Module):
         """Return hidden features. Shape (N, D) to (N, hidden)."""
         features, position, price = self.layout.split(observation)
         features = (features - self.mean[position]) / self.std[position]
-        x = F.relu(by_position(torch.cat([features, price], 1), self.weight, self.bias, position))
+        seen = torch.cat([features, price_signal(price)], 1)
+        x = F.relu(by_position(seen, self.weight, self.bias, position))
         return F.relu(self.second(x))
 
     def at(self, position: int, features: Tensor, price: Tensor) -> Tensor:
         """Return hidden features where the position is known. Shapes (N, D) and (N,) to (N, hidden)."""
-        position = position if self.layout.positions else 0
+        position, seen = position if self.layout.positions else 0, price_signal(price)
         weight, bias, mean, std = (one[position] for one in (self.weight, self.bias, self.mean, self.std))
         if torch.compiler.is_exporting():  # constants join the weights: a file runs fewer and smaller steps
             told, weight = weight[:, len(mean) :], weight[:, : len(mean)] / std
             x = F.linear(features, weight, bias - weight @ mean)
-            x = x + price.unsqueeze(1) * told[:, 0] if self.layout.priced else x
+            x = x + seen.unsqueeze(1) * told[:, 0] if self.layout.priced else x
         else:
             x = (features - mean) / std
-            x = F.linear(torch.cat([x, price.unsqueeze(1)], 1) if self.layout.priced else x, weight, bias)
+            x = F.linear(torch.cat([x, seen.unsqueeze(1)], 1) if self.layout.priced else x, weight, bias)
         return F.relu(self.second(F.relu(x)))
 
 
@@ -102,6 +111,8 @@ class ImageTrunk(nn.Module):
     def forward(self, observation: Tensor) -> Tensor:
         """Return hidden features. Shape (N, C, H, W) to (N, hidden)."""
         x = observation
+        if self.layout.priced:
+            x = torch.cat([x[:, :-1], price_signal(x[:, -1:])], 1)
         for convolution in self.convolutions:
             x = F.relu(convolution(x))
         return F.relu(self.second(x.mean((2, 3))))

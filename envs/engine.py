@@ -58,7 +58,8 @@ class Engine:
         task: What is decided.
         data: The images that are dealt.
         reward: What is paid.
-        price: Of compute: a number, or a range from which each episode draws one, shown to the policy.
+        price: Of compute: a number, or a range from which each episode draws one, shown to the policy; log-uniformly
+            where the range begins above 0.
         num_envs: Number of slots.
         augment: How images are varied; not at all by default.
         policy_macs: What one decision of the policy costs, in MACs; it is charged as compute.
@@ -188,10 +189,19 @@ class Engine:
         index = torch.as_tensor((draws[:, 0] * len(self.images)).astype(np.int64), device=self.task.device)
         images = self.augment.apply(self.images[index], uniforms[:, 2:])
         self.indices[slots], self.targets[slots] = index, self.labels[index]
-        self.price[slots] = self.low + (self.high - self.low) * uniforms[:, 1]
+        self.price[slots] = self._prices(uniforms[:, 1])
         for tally in (self.kept, self.returns, self.decided, self.charged):
             tally[slots] = 0
         return replace(self.task.begin(self.task.prepare(images)), rows=slots)
+
+    def _prices(self, uniforms: Tensor) -> Tensor:
+        """Return prices from uniforms, both (N,): even by ratio, as halving a low price matters as much as a high one.
+
+        From a range that begins at 0, even by difference.
+        """
+        if self.low > 0:
+            return self.low * (self.high / self.low) ** uniforms
+        return self.high * uniforms
 
     def _draw(self, slots: np.ndarray) -> np.ndarray:
         """Return each slot's next uniforms; generators are asked for many at a time, which changes nothing drawn."""

@@ -49,7 +49,7 @@ METHODS: dict[str, Method] = {
     "skipnet": Method(agent="skipnet", kind="hybrid"),
     "skipnet-recurrent": Method(agent="skipnet", kind="hybrid", options={"recurrent": 1}),
     "ppo": Method(agent="ppo", kind="RL"),
-    "ppo-priced": Method(agent="ppo", kind="RL", priced=(0.02, 1.0)),
+    "ppo-priced": Method(agent="ppo", kind="RL", priced=(0.005, 1.0)),
     "recurrent-ppo": Method(agent="recurrent-ppo", kind="RL"),
     "a2c": Method(agent="a2c", kind="RL"),
     "dqn": Method(agent="dqn", kind="RL"),

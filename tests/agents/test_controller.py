@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from skipgym import Controller, wrap
+from skipgym.agents.controller import _hash
 from skipgym.agents.gate import Gate
 from skipgym.agents.policy import GatePolicy, StaticPolicy, full_policy
 from skipgym.envs import Layout, make_task
@@ -144,6 +145,19 @@ def change_json(path):
 def from_the_future(path):
     content = json.loads((path / "controller.json").read_text())
     (path / "controller.json").write_text(json.dumps({**content, "format": 999}))
+
+
+def test_a_gate_that_was_told_prices_otherwise_is_refused(small_backbone, tmp_path):
+    for priced in (False, True):
+        path = tmp_path / str(priced)
+        gate_controller(small_backbone, priced=priced).save(path)
+        content = json.loads((path / "controller.json").read_text())
+        content |= {"format": 1}
+        del content["sha256"]
+        (path / "controller.json").write_text(json.dumps({**content, "sha256": _hash(content)}))
+    Controller.load(tmp_path / "False")
+    with pytest.raises(ValueError, match="expected format 2 .*got 1.*Train it again"):
+        Controller.load(tmp_path / "True")
 
 
 @pytest.mark.parametrize(

@@ -28,6 +28,23 @@ def test_features_are_standardised_by_position():
     torch.testing.assert_close(trunk.std, torch.tensor([[1.0, 10.0], [100.0, 1e-3]]))
 
 
+@pytest.mark.parametrize("layout", [Layout((6,), 3, True), Layout((1, 8, 8), 2, True)])
+def test_a_gate_is_told_the_logarithm_of_the_price(layout):
+    """With weights that read nothing but the price, equal ratios (of price + 0.005) make equal differences."""
+    gate = Gate(layout, (2,), hidden=4)
+    with torch.no_grad():
+        for weight in gate.parameters():
+            weight.abs_()  # nothing is cut off: all is linear
+    price = torch.tensor([0.095, 0.195, 0.395])
+    features = torch.ones(3, *layout.shape)
+    low, middle, high = gate(layout.join(features, 1, price))[0].unbind()
+    torch.testing.assert_close(high - middle, middle - low)
+    assert bool((high > low).all())
+    for position in range(2):
+        known, joined = gate.at(position, features, price)[0], gate(layout.join(features, position, price))[0]
+        torch.testing.assert_close(known, joined)
+
+
 def test_cost_of_one_decision():
     vector = Gate(Layout((6,), 4, True), (2,), hidden=8)
     assert vector.macs() == (6 + 1) * 8 + 8 * 8 + 8 * 2

@@ -96,6 +96,13 @@ class TestPrice:
         assert engine.price.max() <= 0.6
         assert engine.price.max() - engine.price.min() > 0.3  # 50 draws fill the range
 
+    def test_prices_of_a_range_above_zero_are_even_by_ratio(self, task, make_engine):
+        """Half of the draws are below the geometric mean, 0.1; evenly by difference it would be 9 %."""
+        engine = make_engine(task, num_envs=2000, price=(0.01, 1.0))
+        engine.seed(0)
+        engine.reset()
+        assert (engine.price < 0.1).float().mean().item() == pytest.approx(0.5, abs=0.04)
+
     def test_price_is_constant_within_an_episode_and_new_in_the_next(self, task, make_engine):
         engine = make_engine(task, num_envs=4, price=(0.0, 1.0))
         engine.seed(0)
