@@ -11,6 +11,7 @@ COMMANDS = {
     "evaluate": "accuracy and compute of a controller, or of a method without training",
     "compare": "methods on equal terms: RL, Gumbel gates, baselines, bounds; figures with intervals, report",
     "run": "answers for image files, with what was executed",
+    "bench": "speed, as ratios in one run: of environments, and where a learner's time goes",
     "list": "tasks, agents, backbones, data sets, rewards",
 }
 
