@@ -15,13 +15,15 @@ class Clock:
 
     Args:
         whole: Kinds of which everything inside counts as themselves.
+        timer: Tells seconds.
 
     Attributes:
         seconds: Of each kind.
     """
 
-    def __init__(self, whole: Iterable[str] = ()):
+    def __init__(self, whole: Iterable[str] = (), *, timer: Callable[[], float] = time.perf_counter):
         self.whole, self.seconds = frozenset(whole), defaultdict[str, float](float)
+        self.timer = timer
         self._open: list[str] = []
         self._since = 0.0
 
@@ -64,7 +66,7 @@ class Clock:
         return timed
 
     def _enter(self, kind: str) -> None:
-        now = time.perf_counter()
+        now = self.timer()
         if self._open:
             self.seconds[self._open[-1]] += now - self._since
             kind = self._open[-1] if self._open[-1] in self.whole else kind
@@ -72,7 +74,7 @@ class Clock:
         self._since = now
 
     def _leave(self) -> None:
-        now = time.perf_counter()
+        now = self.timer()
         self.seconds[self._open.pop()] += now - self._since
         self._since = now
 

@@ -15,7 +15,7 @@ from ..envs.gym_env import SkipEnv
 from ..envs.sb3_env import SkipSB3Env
 from ..envs.task import Task
 from .ground import Ground, networks
-from .race import Race, Runner, race
+from .race import TIMERS, Race, Runner, race
 
 Call = tuple[nn.Module, torch.Size]
 
@@ -47,7 +47,7 @@ def compare_environments(
         "masked": episode(SkipSB3Env(ground.engine(task, data, choose=Masked)), actions),
         "single": episode(DummyVecEnv(list(alone)), fewer),
     }
-    return race(runners, ground.rounds, told)
+    return race(runners, ground.rounds, told, timer=TIMERS[ground.timer])
 
 
 def episode(env: VecEnv, actions: Sequence[np.ndarray]) -> Runner:

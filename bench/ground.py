@@ -15,6 +15,7 @@ from ..envs.engine import Engine
 from ..envs.rewards import make_reward
 from ..envs.state import State
 from ..envs.task import Task, task_class
+from .race import Timer
 
 CLASSES = 10
 
@@ -39,6 +40,8 @@ class Ground:
     """How often everything is repeated, in turn; medians are told."""
     threads: int = 1
     """Of torch. Where others use the machine, one is least disturbed."""
+    timer: Timer = "wall"
+    """Time that passes, or that our processes compute; where others use the machine, the second tells more."""
     seed: int = 0
     """Of weights, images and actions."""
 
@@ -111,8 +114,13 @@ class Ground:
 
 
 def pieces(backbone: Backbone) -> list[nn.Module]:
-    """Return the modules that a network's work is done in: stem, blocks, head, exits; of smaller ones likewise."""
+    """Return the modules that a network's work is done in: stem, blocks or what takes their place, head, exits.
+
+    Of smaller networks likewise. The identity in a block's place is no work.
+    """
     own = [backbone.stem, backbone.head, *(block.body for block in backbone.blocks), *backbone.exits]
+    shortcuts = [block.shortcut for block in backbone.blocks]
+    own += [one for one in shortcuts if one is not None and not isinstance(one, nn.Identity)]
     return own + [piece for one in backbone.smaller for piece in pieces(one)]
 
 

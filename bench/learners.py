@@ -16,9 +16,10 @@ from ..envs.sb3_env import SkipSB3Env
 from ..envs.task import Task
 from .clock import Clock
 from .ground import Ground, networks
+from .race import TIMERS
 
 KINDS = {
-    "backbone": "stem, blocks, head and exits",
+    "backbone": "stem, blocks and what takes their place, head, exits",
     "environment": "routing rows, observations, rewards, dealing and varying images",
     "copying": "to numpy and back, info dicts (stable-baselines3)",
     "policy": "its forward passes while episodes run",
@@ -43,7 +44,7 @@ def spend(ground: Ground, task: Task, data: ImageData, *, agent: str, images: in
         agent: One of `AGENTS`.
         images: To train on.
     """
-    clock = Clock(whole=[_VALIDATION])
+    clock = Clock(whole=[_VALIDATION], timer=TIMERS[ground.timer])
     config = TrainConfig(task=ground.task, agent=agent, images=images, num_envs=ground.num_envs, seed=ground.seed)
     with _watched(clock, task), clock.count("other"):
         train(config, task, data, quiet=True)

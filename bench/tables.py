@@ -15,7 +15,7 @@ from ..envs.task import Task
 from ..envs.tree import explore
 from .environments import episode
 from .ground import Ground
-from .race import Runner, Spread, race
+from .race import TIMERS, Runner, Spread, race
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,9 +64,9 @@ def pace_of_table(
         actions = ground.actions(table, count)
         runners[f"engine, {count} slots"] = _played(ground.engine(table, tabled, count), actions)
         runners[f"stable-baselines3, {count} slots"] = episode(SkipSB3Env(ground.engine(table, tabled, count)), actions)
-    run = race(runners, ground.rounds, told)
+    run = race(runners, ground.rounds, told, timer=TIMERS[ground.timer])
     return {
-        "bytes": table.observations.untyped_storage().nbytes(),
+        "bytes": 4 * len(table.source) * table.observations.width,
         "rows": len(table.source),
         "ways": table.tree.leaves,
         "per_second": {name: asdict(Spread.of(rates)) for name, rates in run.rates.items()},

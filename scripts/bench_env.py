@@ -107,10 +107,10 @@ def show(found: Mapping[str, Any]) -> None:
     """Print the figures as tables."""
     console = Console()
     console.width = max(console.width, 100)  # a narrower terminal, or a file, would fold the figures
-    config, on, torch = found["config"], found["machine"], found["versions"]["torch"]
+    config, on = found["config"], found["machine"]
     shape = " x ".join(map(str, config["shape"]))
     console.print(f"{config['task']}, {config['backbone']}, images of {shape}, {config['num_envs']} slots")
-    console.print(f"{on['processor']}, {on['cores']} cores, threads: {on['threads']}, torch {torch}")
+    console.print(f"{on['processor']}, {on['cores']} cores, threads: {on['threads']}, {config['timer']} time")
     tables = {"environments": _environments, "learners": _learners, "table": _table}
     for kind, table in tables.items():
         if kind in found:

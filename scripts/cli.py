@@ -32,6 +32,9 @@ def main(arguments: list[str] | None = None) -> int:
 
         print(unknown("command", words[0], COMMANDS), file=sys.stderr)
         return 2
+    from ..memory import keep_memory
+
+    keep_memory()
     module = import_module(f".{words[0]}", __package__)
     try:
         return module.main(words[1:])
