@@ -35,9 +35,15 @@ def by_position(x: Tensor, weight: Tensor, bias: Tensor, position: Tensor) -> Te
     """
     if bool((position == position[0]).all()):  # always so in a controller, whose cohorts share their position
         return F.linear(x, weight[position[0]], bias[position[0]])
-    spread = x.new_zeros(len(x), len(weight), x.shape[1])  # (N, P, D), zero but at the row's position
-    spread[torch.arange(len(x), device=x.device), position] = x
-    return spread.flatten(1) @ weight.transpose(1, 2).flatten(0, 1) + bias[position]
+    counts = position.bincount(minlength=len(weight))
+    order = position.argsort()
+    first = counts.cumsum(0) - counts  # of each position, in that order
+    rank = torch.empty_like(order)  # of each row, among those of its position
+    rank[order] = torch.arange(len(x), device=x.device) - first[position[order]]
+    most = int(counts.max())
+    place = position * most + rank
+    grouped = x.new_zeros(len(weight) * most, x.shape[1]).index_copy(0, place, x).unflatten(0, (-1, most))
+    return torch.baddbmm(bias.unsqueeze(1), grouped, weight.transpose(1, 2)).flatten(0, 1).index_select(0, place)
 
 
 class VectorTrunk(nn.Module):

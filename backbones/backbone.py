@@ -6,12 +6,12 @@ from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
-from torch.fx.experimental.optimization import fuse
 
 from .block import Block, residual_shortcut, sparing
 from .cost import count_macs
 from .cut import cut
 from .exits import Exit, OwnExit, check_places, digest, exit_tensors
+from .folding import fold
 from .reader import Reader, reader_tensors
 from .stepped import SteppedNet
 
@@ -147,7 +147,7 @@ class Backbone(nn.Module):
         x = images.to(torch.float32, memory_format=torch.channels_last)
         mean = torch.tensor(self.mean, device=x.device).view(1, -1, 1, 1) * scale
         std = torch.tensor(self.std, device=x.device).view(1, -1, 1, 1) * scale
-        return (x - mean) / std
+        return (x - mean).div_(std)
 
     def check_images(self, images: Tensor) -> None:
         """Raise a ValueError unless these are images that `prepare` and the network can take."""
@@ -285,14 +285,14 @@ class Backbone(nn.Module):
             return self
         clone = copy.deepcopy(self).eval().requires_grad_(False)
         clone.is_frozen = True
-        clone.stem = _fold(clone.stem, clone.input_shape)
-        clone.head = _fold(clone.head, clone.blocks[-1].out_shape)
+        clone.stem = fold(clone.stem, clone.input_shape)
+        clone.head = fold(clone.head, clone.blocks[-1].out_shape)
         for block in clone.blocks:
-            block.body = _fold(block.body, block.in_shape)
-            block.shortcut = block.shortcut and _fold(block.shortcut, block.in_shape)
+            block.body = fold(block.body, block.in_shape)
+            block.shortcut = block.shortcut and fold(block.shortcut, block.in_shape)
         for one in clone.exits:
             if isinstance(one, OwnExit):
-                one.head = _fold(one.head, one.in_shape)
+                one.head = fold(one.head, one.in_shape)
         clone.smaller = nn.ModuleList(one.frozen() for one in clone.smaller)  # pyright: ignore[reportAttributeAccessIssue]
         return clone.eval().to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
 
@@ -303,18 +303,3 @@ class Backbone(nn.Module):
 
 def _then(first: nn.Module, glue: nn.Module) -> nn.Module:
     return first if isinstance(glue, nn.Identity) else nn.Sequential(first, glue)
-
-
-def _fold(piece: nn.Module, in_shape: tuple[int, ...]) -> nn.Module:
-    """Return a copy with BatchNorm folded into the convolutions; as it is where that fails or changes results."""
-    original = copy.deepcopy(piece)
-    try:
-        folded = fuse(piece)
-    except Exception:  # whatever tracing somebody's code raises; folding only saves time
-        return original
-    parameter = next(piece.parameters(), torch.empty(0))
-    x = torch.rand((2, *in_shape), generator=torch.Generator().manual_seed(0)).to(parameter)
-    with torch.no_grad():
-        expected, got = original(x), folded(x)
-    close = (got - expected).abs().max() <= 1e-3 * expected.abs().max()  # a shared convolution is folded wrongly
-    return folded if close else original

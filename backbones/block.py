@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from .cost import count_macs
+from .routing import Branch, unchanged
 
 
 class Block(nn.Module):
@@ -56,13 +57,15 @@ class Block(nn.Module):
         """Execute the block. Shape (N, *in_shape) to (N, *out_shape)."""
         return self.body(x)
 
-    def bypass(self, x: Tensor) -> Tensor:
-        """Leave the block out. Shape (N, *in_shape) to (N, *out_shape).
+    @property
+    def bypass(self) -> Branch:
+        """What leaves the block out: shape (N, *in_shape) to (N, *out_shape); `unchanged` where that is the identity.
 
         Raises:
             ValueError: If it cannot be left out.
         """
-        return self._passable()(x)
+        shortcut = self._passable()
+        return unchanged if isinstance(shortcut, nn.Identity) else shortcut
 
     def forward(self, x: Tensor) -> Tensor:
         """Execute the block."""

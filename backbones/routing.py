@@ -8,13 +8,20 @@ from torch import Tensor
 Branch = Callable[[Tensor], Tensor]
 
 
-def route(branches: Sequence[Branch], x: Tensor, chosen: Tensor) -> Tensor:
+def unchanged(x: Tensor) -> Tensor:
+    """Return rows as they are; as a branch it tells `route` that nothing needs to move."""
+    return x
+
+
+def route(branches: Sequence[Branch], x: Tensor, chosen: Tensor, *, in_place: bool = False) -> Tensor:
     """Run each branch on the rows that chose it, and put the results back in their places.
 
     Args:
         branches: Functions of a batch; all that are chosen give the same shape.
         x: Input rows. Shape (N, ...).
         chosen: Index of the branch of each row. Shape (N,), integers.
+        in_place: Whether `x` may be overwritten, as nobody else needs it: rows that are `unchanged` then stay where
+            they are.
 
     Returns:
         Output rows in the order of `x`. Shape (N, ...).
@@ -28,7 +35,16 @@ def route(branches: Sequence[Branch], x: Tensor, chosen: Tensor) -> Tensor:
         raise ValueError(f"route: expected each of {len(x)} rows to choose 0 … {len(branches) - 1}, got {chosen}.")
     if len(groups) <= 1:  # all rows agree (or there are none): nothing to move
         return groups[0][0](x) if groups else branches[0](x)
-    return _scatter([(rows, branch(take(x, rows))) for branch, rows in groups], len(x))
+    moved = [(branch, rows) for branch, rows in groups if branch is not unchanged]
+    out = None
+    if len(moved) < len(groups):
+        out = x if in_place else x.clone()
+    for branch, rows in moved:
+        values = branch(take(x, rows))
+        out = _room(values, len(x)) if out is None else out
+        _put(out, rows, values)
+    assert out is not None
+    return out
 
 
 def take(x: Tensor, rows: Tensor) -> Tensor:
@@ -47,11 +63,12 @@ def take(x: Tensor, rows: Tensor) -> Tensor:
     return flat.unflatten(1, (height, width, channels)).permute(0, 3, 1, 2)
 
 
-def _scatter(results: list[tuple[Tensor, Tensor]], count: int) -> Tensor:
-    """Assemble rows computed apart. Each result is (rows, values)."""
-    values = results[0][1]
+def _room(values: Tensor, count: int) -> Tensor:
+    """Return room for so many rows like these."""
     layout = torch.channels_last if values.dim() == 4 else torch.contiguous_format
-    out = torch.empty((count, *values.shape[1:]), dtype=values.dtype, device=values.device, memory_format=layout)
-    for rows, value in results:
-        out.index_copy_(0, rows, value)
-    return out
+    return torch.empty((count, *values.shape[1:]), dtype=values.dtype, device=values.device, memory_format=layout)
+
+
+def _put(out: Tensor, rows: Tensor, values: Tensor) -> None:
+    """Write rows to their places."""
+    out.index_copy_(0, rows, values)

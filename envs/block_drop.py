@@ -33,6 +33,8 @@ class BlockDrop(Task):
         v0: first.
     """
 
+    spares_features = True
+
     def __init__(self, backbone: Backbone, *, thumbnail: int = 32):
         super().__init__(backbone)
         if thumbnail < 4:

@@ -56,6 +56,16 @@ class Choice(ABC):
     def binary(self) -> "Choice":
         """Return the choice between option 0 and all others together, as options 0 and 1."""
 
+    def taken(self, options: int) -> Tensor | None:
+        """Return the one option of so many that each row takes, shape (N,); None where any are mixed."""
+        weights = torch.stack([self.weight(option) for option in range(options)], 1)
+        mixed = weights.requires_grad or bool((weights.amax(1) != 1).any())
+        return None if mixed else weights.argmax(1)
+
+    def in_place(self) -> "Choice":
+        """Return the same choice, with leave to overwrite the rows that it is given; itself where it would not."""
+        return self
+
     def cost(self, costs: Sequence[float]) -> Tensor:
         """Return what was chosen costs, given what each option costs. Shape (N,)."""
         weights = torch.stack([self.weight(option) for option in range(len(costs))], 1)
@@ -68,14 +78,15 @@ class Hard(Choice):
 
     Args:
         actions: Chosen option of each row, or of each part of each row. Shape (N,) or (N, parts), integers.
+        overwrites: Whether rows that it is given may be overwritten.
     """
 
-    def __init__(self, actions: Tensor):
-        self.actions = actions
+    def __init__(self, actions: Tensor, *, overwrites: bool = False):
+        self.actions, self.overwrites = actions, overwrites
 
     def among(self, branches: Sequence[Branch], x: Tensor) -> Tensor:
         """Run each branch on the rows that chose it."""
-        return route(branches, x, self.actions)
+        return route(branches, x, self.actions, in_place=self.overwrites)
 
     def only(self, option: int, branch: Branch, x: Tensor, shape: Sequence[int]) -> Tensor:
         """Run the branch on the rows that chose the option; the others become zeros."""
@@ -87,11 +98,24 @@ class Hard(Choice):
 
     def part(self, index: int) -> "Hard":
         """Return the actions of one part."""
-        return type(self)(self.actions[:, index])
+        return type(self)(self.actions[:, index], overwrites=self.overwrites)
 
     def binary(self) -> "Hard":
         """Return 0 where option 0 was chosen, else 1."""
-        return type(self)((self.actions > 0).long())
+        return type(self)((self.actions > 0).long(), overwrites=self.overwrites)
+
+    def taken(self, options: int) -> Tensor:
+        """Return the actions."""
+        return self.actions.long()
+
+    def in_place(self) -> "Hard":
+        """Return the same actions; rows that a branch leaves `unchanged` then stay where they are."""
+        return type(self)(self.actions, overwrites=True)
+
+    def cost(self, costs: Sequence[float]) -> Tensor:
+        """Return the cost of the chosen option. Shape (N,)."""
+        device = self.actions.device
+        return torch.tensor(costs, dtype=cost_dtype(device), device=device)[self.actions.long()]
 
 
 class Masked(Hard):
@@ -99,8 +123,11 @@ class Masked(Hard):
 
     def among(self, branches: Sequence[Branch], x: Tensor) -> Tensor:
         """Run every branch on all rows and keep what was chosen."""
-        results = torch.stack([branch(x) for branch in branches])
-        return results[self.actions, torch.arange(len(x), device=x.device)]
+        first, *others = (branch(x) for branch in branches)
+        rows = (-1, *(1,) * (first.dim() - 1))
+        for option, result in enumerate(others, 1):
+            first = torch.where((self.actions == option).view(rows), result, first)
+        return first
 
     def only(self, option: int, branch: Branch, x: Tensor, shape: Sequence[int]) -> Tensor:
         """Run the branch on all rows, and make zeros of those that did not choose the option."""

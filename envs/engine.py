@@ -63,6 +63,7 @@ class Engine:
         num_envs: Number of slots.
         augment: How images are varied; not at all by default.
         policy_macs: What one decision of the policy costs, in MACs; it is charged as compute.
+        choose: How actions are executed: `Masked` runs everything, to compare against.
     """
 
     def __init__(
@@ -75,11 +76,13 @@ class Engine:
         num_envs: int,
         augment: Augment | None = None,
         policy_macs: int = 0,
+        choose: type[Hard] = Hard,
     ):
         if num_envs < 1:
             raise ValueError(f"num_envs: expected at least 1, got {num_envs}.")
         self.low, self.high = _price_range(price)
         self.task, self.reward, self.num_envs, self.policy_macs = task, reward, num_envs, policy_macs
+        self.choose = choose
         self.gains = Gains(task, reward, num_envs)
         self.augment = augment or Augment()
         self.layout = Layout.of(task, priced=isinstance(price, Sequence))
@@ -112,7 +115,7 @@ class Engine:
     def reset(self) -> Tensor:
         """Start an episode in every slot and return the observations."""
         self._clear()
-        self.cohorts = [self._deal(torch.arange(self.num_envs, device=self.task.device))]
+        self.cohorts = [self._deal(self.slots)]
         return self._observe()
 
     @torch.no_grad()
@@ -129,20 +132,20 @@ class Engine:
         """
         if not self.cohorts:
             raise ResetNeeded("No episode is under way: expected reset(), got step().")
-        actions = actions.to(self.task.device)
+        actions = actions.to(self.slots.device)
         parts = len(self.task.decisions)
 
         def decide(state: State) -> Hard:
             chosen = actions[state.rows]
             self.tally.count(state.position * parts, chosen)
-            return Hard(chosen)
+            return self.choose(chosen)
 
         base = self._gain_base()
-        self.cohorts, answered = advance(self.task, self.cohorts, decide)
+        self.cohorts, answered = advance(self.task, self.cohorts, decide, spare=True)
         self.decided += 1
         reward = self._pay_step(actions, self.cohorts + answered, base)
         self.returns += reward
-        done, correct, macs, kept = (torch.zeros_like(reward) for _ in range(4))
+        done, correct, macs, kept = reward.new_zeros((4, self.num_envs)).unbind()
         if answered:
             for state in answered:
                 outcome = self._outcome(state)
@@ -176,6 +179,7 @@ class Engine:
         """Leave every slot without an episode."""
         count, device = self.num_envs, self.task.device
         self.cohorts: list[State] = []
+        self.slots = torch.arange(count, device=device)
         self.targets, self.indices, self.decided = (
             torch.zeros(count, dtype=torch.long, device=device) for _ in range(3)
         )
@@ -247,9 +251,14 @@ class Engine:
         )
 
     def _observe(self) -> Tensor:
-        out = torch.zeros((self.num_envs, *self.layout.space.shape), device=self.task.device)
-        for state in self.cohorts:
-            out[state.rows] = self.layout.join(self.task.observe(state), state.position, self.price[state.rows])
+        seen = [
+            self.layout.join(self.task.observe(state), state.position, self.price[state.rows]) for state in self.cohorts
+        ]
+        if len(seen) == 1 and torch.equal(self.cohorts[0].rows, self.slots):
+            return seen[0] if self.layout.extras else seen[0].clone()  # not to be written over with the state
+        out = torch.zeros((self.num_envs, *self.layout.space.shape), device=self.slots.device)
+        for state, shown in zip(self.cohorts, seen, strict=True):
+            out[state.rows] = shown
         return out
 
 

@@ -33,6 +33,8 @@ class LayerSkip(Task):
         v0: first.
     """
 
+    spares_features = True
+
     def __init__(self, backbone: Backbone, *, grid: int = 1):
         super().__init__(backbone)
         if not 1 <= grid <= 8:

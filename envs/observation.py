@@ -1,6 +1,7 @@
 """What a policy is given: what the task observes, where in the episode it is, and the price of compute."""
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -35,7 +36,7 @@ class Layout:
     def extras(self) -> int:
         return self.positions + int(self.priced)
 
-    @property
+    @cached_property
     def space(self) -> spaces.Box:
         """The space of one observation."""
         shape = (self.shape[0] + self.extras, *self.shape[1:])

@@ -40,20 +40,24 @@ class Run:
         return (self.actions > 0).sum(1)
 
 
-def advance(task: Task, cohorts: list[State], decide: Decide) -> tuple[list[State], list[State]]:
+def advance(
+    task: Task, cohorts: list[State], decide: Decide, *, spare: bool = False
+) -> tuple[list[State], list[State]]:
     """Let every cohort decide once.
 
     Args:
         task: The task.
         cohorts: Rows under way.
         decide: Gives the choice of a cohort.
+        spare: Whether nobody needs the cohorts' features any more, so that they may be overwritten.
 
     Returns:
         The cohorts still under way, merged by position, and those that have answered.
     """
     moved: list[State] = []
     for state in cohorts:
-        after = task.step(state, decide(state))
+        choice = decide(state)
+        after = task.step(state, choice.in_place() if spare and task.spares_features else choice)
         moved.extend(after if isinstance(after, list) else [after])
     parted = [state.split_done() for state in moved]
     return merge(alive for alive, _ in parted), [done for _, done in parted if len(done)]
@@ -77,9 +81,9 @@ def follow(task: Task, start: State, decide: Decide) -> Run:
         actions[state.rows, first : first + parts] = choice.actions.view(-1, parts)
         return choice
 
-    cohorts, answered = [start], []
+    cohorts, answered = advance(task, [start], record)
     while cohorts:
-        cohorts, done = advance(task, cohorts, record)
+        cohorts, done = advance(task, cohorts, record, spare=True)  # these states are this run's own
         answered += done
     return _collect(answered, actions)
 

@@ -45,11 +45,14 @@ class SkipSB3Env(VecEnv):
         self._returns += rewards
         self._lengths += 1
         infos: list[dict[str, Any]] = [{} for _ in range(self.num_envs)]
-        told = ending(transition, self.engine)
-        for i in dones.nonzero()[0]:
-            infos[i] = {key: float(values[i]) for key, values in told.items()}
-            infos[i]["episode"] = {"r": float(self._returns[i]), "l": int(self._lengths[i])}
-            infos[i]["terminal_observation"] = self.terminal_observation
+        ended = dones.nonzero()[0]
+        if len(ended):
+            told = {**ending(transition, self.engine), "r": self._returns, "l": self._lengths}
+            columns = [values[ended].tolist() for values in told.values()]
+            for i, *figures, total, length in zip(ended.tolist(), *columns, strict=True):
+                infos[i] = dict(zip(told, figures, strict=False))
+                infos[i]["episode"] = {"r": total, "l": length}
+                infos[i]["terminal_observation"] = self.terminal_observation
         self._returns[dones], self._lengths[dones] = 0, 0
         return transition.observation.cpu().numpy(), rewards, dones, infos
 

@@ -85,11 +85,10 @@ class State:
     def split_done(self) -> tuple["State", "State"]:
         """Return the rows that still decide, and those that have answered."""
         done = self.alive == 0
-        nobody = self.rows.new_empty(0)
-        if not bool(done.any()):
-            return self, self.select(nobody)
-        if bool(done.all()):
-            return self.select(nobody), self
+        count = int(done.count_nonzero())
+        if count in (0, len(self)):
+            nobody = self._each(lambda value: value[:0])
+            return (nobody, self) if count else (self, nobody)
         return self.select(~done), self.select(done)
 
     def _each(self, function: Any) -> "State":

@@ -1,10 +1,12 @@
 """A task that looks up what its images would show: every way through was computed once."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from .choice import Choice
-from .state import State, merge
+from .state import State
 from .task import Box, Task
 from .tree import Tree
 
@@ -34,12 +36,12 @@ class Tabulated(Task):
         self.horizon, self.decisions = live.horizon, live.decisions
         self.observation_shape, self.least_macs = live.observation_shape, live.least_macs
         self.alike, self.reaches_full = live.alike, live.reaches_full
-        nodes = len(tree.positions)
-        shown = nodes * torch.Size(live.observation_shape).numel()
-        self.observations = rows[:, :shown].unflatten(1, (nodes, *live.observation_shape))
-        self.answers = rows[:, shown:].unflatten(1, (tree.answers, live.backbone.num_classes))
+        shown = len(tree.positions) * torch.Size(live.observation_shape).numel()
+        self.observations = Column(rows, 0, live.observation_shape)
+        self.answers = Column(rows, shown, (live.backbone.num_classes,))
         self.leads, self.macs = tree.children.to(self.device), tree.macs.to(self.device)
         self.positions = tree.positions.to(self.device)
+        self.ahead = tree.ahead()
         self.is_comb = tree.is_comb
 
     @property
@@ -84,7 +86,8 @@ class Tabulated(Task):
         return self.live.pictures(self.images[self.source[self.prepare(images).cpu()]])
 
     def untouched(self, images: Tensor) -> Tensor:
-        return self._look(self.answers, self.prepare(images), self.tree.untouched)
+        rows = self.prepare(images)
+        return self.answers.look(rows, torch.full_like(rows, self.tree.untouched))
 
     def begin(self, inputs: Tensor) -> State:
         """Return the root, for row numbers. Shape (N,)."""
@@ -93,11 +96,11 @@ class Tabulated(Task):
 
     def observe(self, state: State) -> Tensor:
         """Return what the live task showed there."""
-        return self._look(self.observations, state.features, state.memory["node"])
+        return self.observations.look(state.features, state.memory["node"])
 
     def answer_now(self, state: State) -> Tensor:
         """Return the answer of option 0, which every task with exits answers with."""
-        return self._look(self.answers, state.features, -1 - self.leads[state.memory["node"], 0])
+        return self.answers.look(state.features, -1 - self.leads[state.memory["node"], 0])
 
     def step(self, state: State, choice: Choice) -> State | list[State]:
         """Go where the choice leads."""
@@ -109,7 +112,8 @@ class Tabulated(Task):
         children = self.leads[node].tolist()
         answering = [option for option, child in enumerate(children) if child < 0]
         weights = torch.stack([choice.weight(option) for option in answering], 1)
-        answers = self._look(self.answers, state.features, [-1 - children[option] for option in answering])
+        leaves = [torch.full_like(state.features, -1 - children[option]) for option in answering]
+        answers = torch.stack([self.answers.look(state.features, leaf) for leaf in leaves], 1)
         on = [child for child in children if child >= 0]
         state = state.advance(
             state.features,
@@ -123,18 +127,25 @@ class Tabulated(Task):
         mixed = (weights.unsqueeze(2) * answers).sum(1) / share.clamp(min=1e-12)
         return state.finish(mixed, when=share[:, 0] if on else 1.0)  # nothing of anybody is left: a sum may fall short
 
-    def _pick(self, state: State, choice: Choice) -> list[State]:
+    def _pick(self, state: State, choice: Choice) -> State | list[State]:
         """Go where actions lead, each row its own way."""
-        node, option = state.memory["node"], self._option(choice)
-        child = self.leads[node, option]
+        way = state.memory["node"] * self.leads.shape[1] + self._option(choice)
+        child, macs = self.leads.view(-1)[way], self.macs.view(-1)[way].to(state.macs)
+        positions, answering = self.ahead[state.position]
+        if not answering and len(positions) == 1:
+            return state.advance(state.features, macs=macs, position=positions[0], node=child)
+        state = state.advance(state.features, macs=macs, node=child)
+        if not positions:
+            return state.finish(self.answers.look(state.features, -1 - child))
         leaf = child < 0
-        answer = self._look(self.answers, state.features, (-1 - child).clamp(min=0))
-        at = child.clamp(min=0)
-        state = state.advance(state.features, macs=self.macs[node, option].to(state.macs), node=at)
-        state = state.finish(answer, when=leaf.to(state.alive))
-        here = self.positions[at]
-        groups = [(int(one), here == one) for one in here.unique()]
-        return merge(state.select(mask).advance(state.features[mask], macs=0, position=one) for one, mask in groups)
+        here = self.positions[child.clamp(min=0)]
+        answered = state.select(leaf)
+        answered = answered.finish(self.answers.look(answered.features, -1 - answered.memory["node"]))
+        onward = [state.select(~leaf & (here == one)) for one in positions]
+        return [
+            answered,
+            *(one.advance(one.features, macs=0, position=at) for one, at in zip(onward, positions, strict=True)),
+        ]
 
     def _option(self, choice: Choice) -> Tensor:
         """Return the number of the option that each row takes. Shape (N,).
@@ -142,24 +153,41 @@ class Tabulated(Task):
         Raises:
             TypeError: If the choice mixes options.
         """
-        number = torch.zeros((), dtype=torch.long, device=self.device)
-        for index, count in enumerate(self.decisions):
-            part = choice if len(self.decisions) == 1 else choice.part(index)
-            weights = torch.stack([part.weight(option) for option in range(count)], 1)
-            if weights.requires_grad or bool((weights.amax(1) != 1).any()):
+        parts = [choice] if len(self.decisions) == 1 else [choice.part(index) for index in range(len(self.decisions))]
+        number = None
+        for part, count in zip(parts, self.decisions, strict=True):
+            taken = part.taken(count)
+            if taken is None:
                 raise TypeError(
                     f"table: expected actions, got mixtures, which {self.name} makes of features that no table holds. "
                     "Train it live (--table 0), or with a learner that samples: ppo, reinforce."
                 )
-            number = number * count + weights.argmax(1)
+            number = taken if number is None else number * count + taken
+        assert number is not None
         return number
 
-    def _look(self, column: Tensor, rows: Tensor, index: Tensor | list[int] | int) -> Tensor:
-        """Return entries of the table, on the task's device."""
-        if isinstance(index, list):
-            return column[rows.cpu()][:, index].to(self.device)
-        place = index.cpu() if isinstance(index, Tensor) else index
-        return column[rows.cpu(), place].to(self.device)
+
+class Column:
+    """Entries of one kind in the rows of a table.
+
+    Args:
+        rows: The table; may be a memory-mapped file. Shape (N, width), contiguous.
+        first: Where in a row the entries begin.
+        shape: Of one entry.
+    """
+
+    def __init__(self, rows: Tensor, first: int, shape: Sequence[int]):
+        self.first, self.shape, self.width = first, tuple(shape), rows.shape[1]
+        self.size = torch.Size(shape).numel()
+        # a window on every place at which an entry could begin: to select windows is several times as fast as to index
+        # rows and entries
+        self.windows = rows.as_strided((rows.numel() - self.size + 1, self.size), (1, 1))
+
+    def look(self, rows: Tensor, places: Tensor) -> Tensor:
+        """Return the entry at a place of each of these rows, on their device. Shapes (N,), (N,) to (N, *shape)."""
+        begin = rows * self.width + places * self.size + self.first
+        found = self.windows.index_select(0, begin.cpu()).to(rows.device)
+        return found.unflatten(1, self.shape) if len(self.shape) > 1 else found
 
 
 def tickets(numbers: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ class Tally:
 
     def count(self, first: int, actions: Tensor) -> None:
         """Count a cohort's actions (N,) or (N, parts) about the pieces from `first` on."""
-        kept = (actions.view(len(actions), -1) > 0).sum(0).cpu()
+        kept = actions.view(len(actions), -1).count_nonzero(0).cpu()
         self.executed[first : first + len(kept)] += kept
         self.decided[first : first + len(kept)] += len(actions)
 

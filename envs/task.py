@@ -40,6 +40,8 @@ class Task(nn.Module, ABC):
         alike: Whether the options above 0 are alike, as places are; otherwise they rise from less to more.
         reaches_full: Whether the last option everywhere gives the untouched network's answer.
         takes_clips: Whether inputs are clips of several frames, (N, T, C, H, W), rather than images.
+        spares_features: Whether `step` gives a state's features to its choice and then has no more use for them; an
+            interpreter that has none either may let them be overwritten.
         default_data: Embedded data that an environment is made on where none is named.
     """
 
@@ -48,6 +50,7 @@ class Task(nn.Module, ABC):
     alike: bool = False
     reaches_full: bool = True
     takes_clips: bool = False
+    spares_features: bool = False
     default_data: str = "digits"
     horizon: int
     decisions: tuple[int, ...]

@@ -48,6 +48,14 @@ class Tree:
         """Whether of the options of each decision at most one goes on, so that answers alone are ever mixed."""
         return bool(((self.children >= 0).sum(1) <= 1).all())
 
+    def ahead(self) -> dict[int, tuple[list[int], bool]]:
+        """Return for each position which come next, and whether an answer may."""
+        found: dict[int, tuple[list[int], bool]] = {}
+        for position in self.positions.unique().tolist():
+            children = self.children[self.positions == position]
+            found[position] = self.positions[children[children >= 0]].unique().tolist(), bool((children < 0).any())
+        return found
+
     @property
     def answers(self) -> int:
         """Number of answers that are kept: of all leaves, and of the untouched network where that is none of them."""

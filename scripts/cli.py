@@ -14,6 +14,7 @@ COMMANDS = {
     "compare": "methods on equal terms: RL, Gumbel gates, baselines, bounds; figures with intervals, report",
     "export": "write a controller as one ONNX file that skips, for skipgym.runtime or any ONNX Runtime",
     "run": "answers for image files, with what was executed",
+    "bench": "speed, as ratios in one run: of environments, and where a learner's time goes",
     "list": "tasks, agents, backbones, data sets, rewards",
 }
 
@@ -34,6 +35,9 @@ def main(arguments: list[str] | None = None) -> int:
 
         print(unknown("command", words[0], COMMANDS), file=sys.stderr)
         return 2
+    from ..memory import keep_memory
+
+    keep_memory()
     module = import_module(f".{words[0]}", __package__)
     try:
         return module.main(words[1:])

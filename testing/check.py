@@ -38,6 +38,7 @@ RULES: dict[str, Rule] = {
     "left as they are": keeping.inputs_kept,
     "frozen": keeping.frozen,
     "routed = masked": execution.masked,
+    "features spared": execution.spared,
     "neighbours": execution.alone,
     "effect": execution.effect,
     **TOGETHER,

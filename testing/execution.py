@@ -1,6 +1,7 @@
 """Rules of execution: the same decisions mean the same to every choice, whoever else is in the batch."""
 
 from collections.abc import Iterator
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -29,6 +30,15 @@ def masked(trial: Trial) -> Iterator[Failure]:
     """Branches run on their own rows give what branches run on all rows, then selected, give."""
     remedy = "Decide by choice.among, and compute nothing across the rows that a branch gets."
     yield from _alike(trial, "routed = masked", Masked, remedy)
+
+
+def spared(trial: Trial) -> Iterator[Failure]:
+    """A task that spares its states' features gives the same where they are overwritten."""
+    if trial.task.spares_features:
+        remedy = (
+            "Look at state.features before choice.among only, and keep no view of them; or do not spare them."
+        )
+        yield from _alike(trial, "features spared", partial(Hard, overwrites=True), remedy)
 
 
 def one_hot(trial: Trial) -> Iterator[Failure]:

@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from skipgym.backbones import route
-from skipgym.backbones.routing import take
+from skipgym.backbones.routing import take, unchanged
 
 BRANCHES = [lambda x: 2 * x, lambda x: x**2 - 1, lambda x: x.flip(1)]
 
@@ -82,3 +82,24 @@ def test_routed_feature_maps_stay_in_channels_last():
     seen = []
     route([lambda rows: rows, lambda rows: seen.append(rows) or rows + 1], x, torch.tensor([1, 0, 1, 0]))
     assert seen[0].is_contiguous(memory_format=torch.channels_last)
+
+
+@given(st.lists(st.integers(0, 2), min_size=1, max_size=12), st.booleans())
+def test_unchanged_rows_are_as_if_routed_through_an_identity(actions, in_place):
+    x = torch.rand((len(actions), 3, 4), generator=torch.Generator().manual_seed(len(actions)))
+    kept, chosen = x.clone(), torch.tensor(actions)
+    expected = route([lambda x: x, *BRANCHES[1:]], x, chosen)
+    assert torch.equal(route([unchanged, *BRANCHES[1:]], x, chosen, in_place=in_place), expected)
+    assert in_place or torch.equal(x, kept)
+
+
+def test_in_place_rows_that_stay_are_not_moved():
+    x = torch.rand(4, 3, 5, 5).to(memory_format=torch.channels_last)
+    assert route([unchanged, lambda x: x + 1], x, torch.tensor([1, 0, 1, 0]), in_place=True) is x
+
+
+def test_gradients_pass_unchanged_rows():
+    x = torch.tensor([[1.0], [2.0]]).requires_grad_()
+    route([unchanged, lambda x: 3 * x], x, torch.tensor([0, 1])).sum().backward()
+    assert x.grad is not None
+    assert x.grad.tolist() == [[1.0], [3.0]]

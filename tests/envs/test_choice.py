@@ -87,3 +87,21 @@ def test_one_hot_has_one_row_of_weights_for_each_part(actions):
 def test_action_without_a_branch_is_refused():
     with pytest.raises(ValueError, match=r"3 rows to choose 0 … 1"):
         Hard(torch.tensor([0, 1, 2])).among([double, square], X)
+
+
+def test_what_is_taken_is_known_of_actions_and_of_one_hot_weights_only():
+    actions = torch.tensor([2, 0, 1])
+    mixed = Soft(torch.tensor([[0.5, 0.5, 0.0], [1.0, 0.0, 0.0], [0.0, 1.0, 0.0]]))
+    for choice in (Hard(actions), Masked(actions), one_hot(actions, (3,))):
+        assert torch.equal(choice.taken(3), actions)
+    assert mixed.taken(3) is None
+    assert Soft(one_hot(actions, (3,)).weights[0].requires_grad_()).taken(3) is None
+
+
+def test_leave_to_overwrite_passes_to_parts_and_is_ignored_by_weights():
+    choice = Hard(torch.tensor([[0, 1], [1, 0]])).in_place()
+    assert choice.overwrites
+    assert choice.part(1).overwrites
+    assert choice.part(1).binary().overwrites
+    soft = one_hot(torch.tensor([0, 1]), (2,))
+    assert soft.in_place() is soft

@@ -279,6 +279,26 @@ class BatchMeanInBranch(Sound):
         return state if state.position < self.horizon else self.answer(state)
 
 
+class LooksBack(Sound):
+    """Says that it spares features, and looks at them after its choice."""
+
+    spares_features = True
+
+    def begin(self, inputs):
+        state = super().begin(inputs)
+        return state.advance(state.features, macs=0, position=0, before=torch.zeros(len(inputs), 1))
+
+    def observe(self, state):
+        return super().observe(state) + state.memory["before"]
+
+    def step(self, state, choice):
+        block, before = self.backbone.blocks[state.position], state.features
+        x = choice.among([block.bypass, block.run], before)
+        macs = choice.cost([block.bypass_macs, block.macs])
+        state = state.advance(x, macs=macs, before=before.mean((1, 2, 3)).unsqueeze(1))
+        return state if state.position < self.horizon else self.answer(state)
+
+
 class AllAlike(Sound):
     """Answers the same whatever it was given."""
 

@@ -33,6 +33,7 @@ FAULTS = {
     tasks.Trainable: ("frozen", r"asks for a gradient \[head\.weight\]"),
     tasks.BatchMean: ("neighbours", r"expected the answer of a row alone to be that in a batch"),
     tasks.BatchMeanInBranch: ("routed = masked", r"expected the answer of routed execution"),
+    tasks.LooksBack: ("features spared", r"expected the observation of routed execution"),
     tasks.AllAlike: ("effect", r"expected answers that differ between inputs"),
     tasks.IgnoresDecision: ("effect", r"got one that changes nothing \[decision 2\]"),
     tasks.ChargesTheGone: ("done stays done", r"to keep its macs, got another \[step at position 1\]"),

@@ -1,0 +1,56 @@
+"""Pieces of a frozen network made ready for execution: fewer operations, and fewer results to find room for."""
+
+import copy
+import operator
+
+import torch
+from torch import fx, nn
+from torch.fx.experimental.optimization import fuse
+from torch.nn import functional as F
+
+_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+
+
+def fold(piece: nn.Module, in_shape: tuple[int, ...]) -> nn.Module:
+    """Return a copy with BatchNorm folded into the convolutions, and what follows them done in their place.
+
+    Args:
+        piece: In evaluation mode.
+        in_shape: Of one input row.
+
+    Returns:
+        The piece as it is where that fails, or changes results beyond rounding.
+    """
+    original = copy.deepcopy(piece)
+    if isinstance(piece, nn.Identity):
+        return original  # recognisable by its class, see `Block.bypass`
+    try:
+        folded = fuse(piece)
+        _reuse(folded)
+    except Exception:  # whatever tracing somebody's code raises; folding only saves time
+        return original
+    parameter = next(piece.parameters(), torch.empty(0))
+    x = torch.rand((2, *in_shape), generator=torch.Generator().manual_seed(0)).to(parameter)
+    with torch.no_grad():
+        expected, got = original(x), folded(x)
+    close = (got - expected).abs().max() <= 1e-3 * expected.abs().max()  # a shared convolution is folded wrongly
+    return folded if close else original
+
+
+def _reuse(folded: nn.Module) -> None:
+    """Let ReLU and addition write over a convolution's result that nothing else uses: memory costs what they cost."""
+    if not isinstance(folded, fx.GraphModule):
+        return
+    fresh: set[fx.Node] = set()  # results that are nobody's but their one user's
+    for node in folded.graph.nodes:
+        first = node.args[0] if node.args and isinstance(node.args[0], fx.Node) else None
+        mine = first in fresh and first is not None and len(first.users) == 1
+        if node.op == "call_module" and isinstance(folded.get_submodule(str(node.target)), _CONVOLUTIONS):
+            fresh.add(node)
+        elif node.target is F.relu and mine:
+            node.kwargs = {**node.kwargs, "inplace": True}
+            fresh.add(node)
+        elif node.target is operator.add and mine and node.args[1] is not first:
+            node.target = operator.iadd
+            fresh.add(node)
+    folded.recompile()

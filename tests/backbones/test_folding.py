@@ -1,0 +1,71 @@
+import pytest
+import torch
+from torch import fx, nn
+from torch.nn import functional as F
+
+from skipgym.backbones import make_backbone
+from skipgym.backbones.folding import fold
+from skipgym.backbones.routing import unchanged
+
+X = torch.rand((2, 4, 6, 6), generator=torch.Generator().manual_seed(0)) - 0.5
+
+
+class Twice(nn.Module):
+    """Uses a convolution's result before and after ReLU, and the block's input last."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(4, 4, 3, padding=1)
+
+    def forward(self, x):
+        y = self.conv(x)
+        return F.relu(y) + y + F.relu(x)
+
+
+class Doubled(nn.Module):
+    """Adds a convolution's result to itself."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(4, 4, 3, padding=1)
+
+    def forward(self, x):
+        y = self.conv(x)
+        return y + y
+
+
+@pytest.mark.parametrize("kind", [Twice, Doubled])
+def test_result_that_others_use_is_not_written_over(kind):
+    torch.manual_seed(0)
+    piece, x = kind().eval(), X.clone()
+    with torch.no_grad():
+        assert torch.allclose(fold(piece, (4, 6, 6))(x), piece(x), atol=1e-6)
+    assert torch.equal(x, X)
+
+
+def test_residual_block_writes_over_its_own_results_only():
+    block = make_backbone("resnet8-w4", input_shape=(4, 6, 6)).eval().blocks[0]
+    folded, x = fold(block.body, (4, 6, 6)), X.clone()
+    assert isinstance(folded, fx.GraphModule)
+    code = folded.code
+    assert code.count("inplace = True") == 2
+    assert "conv2 += shortcut" in code
+    with torch.no_grad():
+        assert torch.allclose(folded(x), block.body(x), atol=1e-5)
+    assert torch.equal(x, X)
+
+
+def test_gradients_pass_a_folded_block():
+    block = make_backbone("resnet8-w4", input_shape=(4, 6, 6)).eval().blocks[0]
+    slopes = []
+    for piece in (block.body, fold(block.body, (4, 6, 6))):
+        x = X.clone().requires_grad_()
+        piece(x).square().sum().backward()
+        slopes.append(x.grad)
+    assert torch.allclose(slopes[0], slopes[1], atol=1e-4)
+
+
+def test_identity_in_a_blocks_place_is_known_frozen_or_not():
+    net = make_backbone("resnet8-w4", input_shape=(1, 8, 8))
+    for backbone in (net, net.frozen()):
+        assert [block.bypass is unchanged for block in backbone.blocks] == [True, False, False]
