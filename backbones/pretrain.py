@@ -98,7 +98,7 @@ def _with_exits(
     if not config.exits:
         return backbone
     if exit_files(weights)[1].is_file():
-        return load_backbone(config.backbone, weights, **_shape(data)).eval()
+        return load_backbone(config.backbone, weights, **data.shape).eval()
     recipe = config.exit_recipe()
     backbone = train_exits(backbone, data, recipe, device=device, quiet=quiet)
     card = exit_card(backbone, data, asdict(recipe))
@@ -190,12 +190,8 @@ def _untrained(config: PretrainConfig, data: ImageData) -> Backbone:
     if config.init is None:
         return random_start(config.backbone, data, config.seed)
     if config.heads_only:
-        return load_backbone(config.backbone, config.init, **_shape(data))
-    return load_backbone(config.backbone, config.init, thin=True, **_shape(data))
-
-
-def _shape(data: ImageData) -> dict[str, Any]:
-    return {"num_classes": data.num_classes, "input_shape": data.image_shape, "class_names": data.class_names}
+        return load_backbone(config.backbone, config.init, **data.shape)
+    return load_backbone(config.backbone, config.init, thin=True, **data.shape)
 
 
 def random_start(name: str, data: ImageData, seed: int) -> Backbone:
@@ -206,11 +202,9 @@ def random_start(name: str, data: ImageData, seed: int) -> Backbone:
         torch.manual_seed(seed)
         return make_backbone(
             name,
-            num_classes=data.num_classes,
-            input_shape=data.image_shape,
             mean=data.mean * times,
             std=data.std * times,
-            class_names=data.class_names,
+            **data.shape,
         )
 
 

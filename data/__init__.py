@@ -4,7 +4,7 @@
 name, write a function that returns a `Source`, decorate it with `register_data` and import its module here.
 """
 
-from . import cifar, cluttered, digit_clips, digits, noisy  # noqa: F401 - importing them registers their names
+from . import cifar, cluttered, digit_clips, digits, noisy, phrases  # noqa: F401 - importing them registers their names
 from .augment import Augment
 from .decode import read_image
 from .images import ImageData, Part, PartName

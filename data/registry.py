@@ -6,10 +6,14 @@ from pathlib import Path
 from typing import Any, get_args
 
 from ..registry import Registry, first_line
+from .decode import SUFFIXES as IMAGES
 from .folder import load_folder
 from .images import ImageData
+from .listing import holds
 from .npz import load_npz
 from .splits import PolicyFrom, Source, assemble
+from .text import SUFFIXES as TEXTS
+from .text import load_text_folder, load_tsv
 
 Builder = Callable[[], Source]
 
@@ -52,8 +56,9 @@ def load(spec: str | Path, *, policy_from: PolicyFrom = "held-out", image_size: 
     """Load data and split it, the same way each time.
 
     Args:
-        spec: A registered name, an ImageFolder directory (DIR/{train,test[,val]}/CLASS/* or DIR/CLASS/*) or an `.npz`
-            in MedMNIST layout. A name wins over a path; write ./NAME for a directory that bears one.
+        spec: A registered name, an ImageFolder directory (DIR/{train,test[,val]}/CLASS/* or DIR/CLASS/*) of images or
+            of `.txt` files, a `.tsv` of lines label<TAB>text, or an `.npz` in MedMNIST layout. A name wins over a path;
+            write ./NAME for a directory that bears one.
         policy_from: `held-out` keeps the policy's images from the backbone's training; `train` gives both parts all
             training images outside val and sets `seen`, for backbones that came trained on everything.
         image_size: Height and width in pixels to bring the images to. None leaves them as they are; an ImageFolder
@@ -75,9 +80,9 @@ def _source(spec: str | Path, image_size: int | None) -> Source:
         return build()
     path = Path(spec).expanduser()
     if path.is_dir():
-        return load_folder(path, image_size=image_size)
+        return load_text_folder(path) if _is_texts(path) else load_folder(path, image_size=image_size)
     if path.is_file():
-        return load_npz(path)
+        return load_tsv(path) if path.suffix.lower() in (".tsv", ".txt") else load_npz(path)
     if path.suffix == ".npz" or len(path.parts) > 1:
         raise FileNotFoundError(
             f"No data at {spec}: expected a directory of images or an .npz file, got a path that does not exist. "
@@ -90,3 +95,8 @@ def _source(spec: str | Path, image_size: int | None) -> Source:
         f"Unknown data{hint}: expected one of {names}, got {str(spec)!r}. Remedy: pick one of these, or give the path "
         "of an ImageFolder directory or of an .npz in MedMNIST layout."
     )
+
+
+def _is_texts(root: Path) -> bool:
+    """Return whether a directory holds texts, and no images."""
+    return holds(root, TEXTS) and not holds(root, IMAGES)

@@ -1,7 +1,7 @@
 """What can be decided about an input, and what each decision does to the computation."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Self, TypeVar
 
 import torch
@@ -40,7 +40,9 @@ class Task(nn.Module, ABC):
         alike: Whether the options above 0 are alike, as places are; otherwise they rise from less to more.
         reaches_full: Whether the last option everywhere gives the untouched network's answer.
         takes_clips: Whether inputs are clips of several frames, (N, T, C, H, W), rather than images.
+        takes_words: Whether those may be texts, whose frames are numbers of words.
         default_data: Embedded data that an environment is made on where none is named.
+        default_backbone: Likewise, the backbone.
     """
 
     name: str = ""
@@ -48,7 +50,9 @@ class Task(nn.Module, ABC):
     alike: bool = False
     reaches_full: bool = True
     takes_clips: bool = False
+    takes_words: bool = False
     default_data: str = "digits"
+    default_backbone: str = "resnet20"
     horizon: int
     decisions: tuple[int, ...]
     observation_shape: tuple[int, ...]
@@ -138,6 +142,11 @@ class Task(nn.Module, ABC):
         It may reach beyond the image. For pictures.
         """
         return None
+
+    def regions(self, actions: Sequence[int]) -> list[Box]:
+        """Return what was looked at on a way through, in order; what was not decided is -1. For pictures."""
+        boxes = [self.region(piece, action) for piece, action in enumerate(actions) if action > 0]
+        return [box for box in boxes if box is not None]
 
     @property
     def action_space(self) -> spaces.Discrete | spaces.MultiDiscrete:
