@@ -39,9 +39,7 @@ def slimmable(
     return network, _residual_blocks(network)
 
 
-def words(
-    num_classes: int, _: tuple[int, int, int], *, vocabulary: int, width: int
-) -> tuple[nn.Module, list[str]]:
+def words(num_classes: int, _: tuple[int, int, int], *, vocabulary: int, width: int) -> tuple[nn.Module, list[str]]:
     """Build word vectors of so many numbers for so many words."""
     return Words(num_classes, vocabulary, width), ["vector"]
 

@@ -45,7 +45,7 @@ WIDTH_EPOCHS = {"digits": 10, "noisy-digits": 3, "cluttered-digits": 2}
 """Passes in which slimmable backbones of the embedded data are trained on first use."""
 READER_EPOCHS = {"digits": 30, "noisy-digits": 4, "cluttered-digits": 2, "cluttered-canvas": 3, "digit-clips": 4}
 """Likewise, readers of crops or frames."""
-STEP_EPOCHS = {"key-phrases": 10, "digit-clips": 4}
+STEP_EPOCHS = {"key-phrases": 8, "digit-clips": 4}
 """Likewise, recurrent networks."""
 
 _ROOM = "Set SKIPGYM_CACHE to a directory with room and write permission."
@@ -163,7 +163,7 @@ def pretrained_recurrent(backbone: Backbone, data: ImageData, **shape: Any) -> B
     """
     if data.name not in STEP_EPOCHS:
         raise ValueError(
-            f"recurrent network of {backbone.name}: expected one beside its weights, got none. Train it on {data.name}: "
+            f"recurrent network: expected one beside the weights of {backbone.name}, got none. Train it: "
             f"skipgym pretrain --backbone {backbone.name} --data {data.name} --recurrent gru --out DIR, then --weights "
             f"DIR/{WEIGHTS}. (Trained on first use without: {', '.join(sorted(STEP_EPOCHS))}.)"
         )

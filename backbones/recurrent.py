@@ -35,7 +35,7 @@ class Recurrent(nn.Module):
     kind = "steps"
 
     def __init__(
-        self, width: int, num_classes: int, *, steps: int, cell: CellKind = "gru", hidden: int = 32, skim: int = 0
+        self, width: int, num_classes: int, *, steps: int, cell: CellKind = "gru", hidden: int = 128, skim: int = 0
     ):
         super().__init__()
         if cell not in get_args(CellKind):
@@ -44,7 +44,7 @@ class Recurrent(nn.Module):
             if not isinstance(value, int) or value < 1:
                 raise ValueError(f"{name}: expected a whole number of at least 1, got {value!r}. Change it.")
         if not isinstance(skim, int) or not 0 <= skim < hidden:
-            raise ValueError(f"skim: expected 0 … {hidden - 1}, fewer than the {hidden} units, got {skim!r}. Change it.")
+            raise ValueError(f"skim: expected 0 … {hidden - 1}, of {hidden} units, got {skim!r}. Change it.")
         self.width, self.num_classes, self.steps = width, num_classes, steps
         self.cell, self.hidden, self.skim = cell, hidden, skim
         self.norm = nn.BatchNorm1d(width)

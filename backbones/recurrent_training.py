@@ -33,7 +33,7 @@ class RecurrentRecipe:
 
     cell: CellKind = "gru"
     """Kind of cell."""
-    hidden: int = 32
+    hidden: int = 128
     """Units."""
     skim: int = 0
     """Units that a small cell updates where a step is skimmed; 0 for no small cell."""
@@ -62,7 +62,7 @@ class RecurrentRecipe:
         """Raise a ValueError unless these are clips."""
         if not data.is_clips:
             raise ValueError(
-                f"data {data.name}: expected clips or texts for a recurrent network, got single images. Take other data."
+                f"data {data.name}: expected clips or texts for a recurrent network, got images. Take other data."
             )
 
     def digest(self) -> str:
@@ -120,8 +120,9 @@ def train_recurrent(
 
 def draw_skips(count: int, steps: int, generator: torch.Generator, *, whole: float, skims: bool) -> Tensor:
     """Draw what becomes of each step: 2 it is read, 1 skimmed, 0 left out. Shape (count, steps)."""
-    rate, drawn, kind = (torch.rand(shape, generator=generator) for shape in ((count, 1), (count, steps), (count, steps)))
-    skipped = (drawn < rate) & (torch.rand((count, 1), generator=generator) >= whole)
+    rate, partly = (torch.rand((count, 1), generator=generator) for _ in range(2))
+    drawn, kind = (torch.rand((count, steps), generator=generator) for _ in range(2))
+    skipped = (drawn < rate) & (partly >= whole)
     return torch.where(skipped, (kind < 0.5).long() * int(skims), 2)
 
 
@@ -166,7 +167,7 @@ def recurrent_accuracy(backbone: Backbone, part: Part) -> dict[str, float]:
     trunk, generator = backbone.frozen(), torch.Generator().manual_seed(0)
     reader, device = trunk.reader, next(trunk.network.parameters()).device
     assert isinstance(reader, Recurrent)
-    right = dict.fromkeys(("full", "half"), 0)
+    right: dict[str, int] = {"full": 0, "half": 0}
     for clips, labels, _ in part.batches(256):
         half = 2 * torch.randint(2, (len(clips), reader.steps), generator=generator)
         for name, how in (("full", torch.full_like(half, 2)), ("half", half)):

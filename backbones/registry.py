@@ -49,7 +49,13 @@ REGISTRY: Registry[Entry] = Registry("backbone", group="skipgym.backbones", adop
 
 
 def register_backbone(
-    name: str, description: str, *, colour_only: bool = False, skippable: bool = True, slimmable: bool = False, words: bool = False
+    name: str,
+    description: str,
+    *,
+    colour_only: bool = False,
+    skippable: bool = True,
+    slimmable: bool = False,
+    words: bool = False,
 ) -> Callable[[Builder], Builder]:
     """Register a builder under a name.
 
@@ -67,7 +73,8 @@ def register_backbone(
 
     def register(build: Builder) -> Builder:
         function = build.func if isinstance(build, partial) else build
-        REGISTRY.add(name, Entry(build, colour_only, skippable, slimmable, words), description, module=function.__module__)
+        entry = Entry(build, colour_only, skippable, slimmable, words)
+        REGISTRY.add(name, entry, description, module=function.__module__)
         return build
 
     return register

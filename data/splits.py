@@ -96,7 +96,7 @@ def assemble(source: Source, *, policy_from: PolicyFrom, image_size: int | None)
     parts = _split(source)
     if image_size is not None:
         if source.vocabulary:
-            raise ValueError(f"image_size: expected none for the texts of {source.name}, got {image_size}. Leave it out.")
+            raise ValueError(f"image_size: expected none for texts ({source.name}), got {image_size}. Leave it out.")
         parts = {name: Part(resized(part.images, image_size), part.labels) for name, part in parts.items()}
     mean, std = channel_statistics(parts["train"].images)
     data = ImageData(

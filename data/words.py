@@ -19,7 +19,7 @@ WORD_SHAPE = (1, 1, 2)
 
 def split_words(text: str) -> list[str]:
     """Return the words of a text, in lower case; punctuation marks are words too."""
-    return re.findall(r"\w+(?:['’]\w+)*|[^\w\s]", text.lower())  # noqa: RUF001 - both apostrophes
+    return re.findall(r"\w+(?:['’]\w+)*|[^\w\s]", text.lower())
 
 
 def vocabulary_of(texts: Iterable[Sequence[str]], *, most: int = 20_000) -> tuple[str, ...]:
@@ -65,7 +65,7 @@ def to_numbers(frames: Tensor) -> Tensor:
     return whole[..., 0, 0, 0] + 256 * whole[..., 0, 0, 1]
 
 
-def spell(clip: Tensor, vocabulary: Sequence[str]) -> list[str]:
+def spell(clip: Tensor, vocabulary: tuple[str, ...]) -> list[str]:
     """Return the words of one clip up to its first end mark; unknown ones as `…`.
 
     Args:

@@ -120,8 +120,8 @@ def check_kind(task: Task | type[Task], data: ImageData) -> None:
     """Raise a ValueError unless the data's inputs are clips where a task takes clips, else images."""
     if data.vocabulary and not task.takes_words:
         raise ValueError(
-            f"data {data.name}: expected {'clips' if task.takes_clips else 'single images'} for {task.name}, got texts. "
-            f"Take other data, such as {task.default_data}, or another task, such as time-skip."
+            f"data {data.name}: expected {'clips' if task.takes_clips else 'images'} for {task.name}, got texts. Take "
+            f"other data, such as {task.default_data}, or another task, such as time-skip."
         )
     if task.takes_clips != data.is_clips:
         expected, got = ("clips", "single images") if task.takes_clips else ("single images", "clips")

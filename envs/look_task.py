@@ -92,7 +92,7 @@ class LookTask(Task):
             ValueError: If there is none of this kind, or it is another than was asked for.
         """
         reader = backbone.reader
-        if reader is None or reader.kind != cls.kind:
+        if not isinstance(reader, Reader) or reader.kind != cls.kind:
             got = f"{backbone.name} with {'none' if reader is None else f'one of {reader.kind}'}"
             raise ValueError(
                 f"{cls.name}: expected a backbone with a reader of {cls.kind}, got {got}. Train one: skipgym pretrain "

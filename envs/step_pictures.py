@@ -13,7 +13,7 @@ CELL = 60, 14
 """Width and height of a word's picture, in pixels."""
 
 
-def draw_steps(images: Tensor, vocabulary: Sequence[str]) -> Tensor:
+def draw_steps(images: Tensor, vocabulary: tuple[str, ...]) -> Tensor:
     """Return the steps of sequences side by side.
 
     Args:

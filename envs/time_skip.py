@@ -53,13 +53,13 @@ class TimeSkip(Task):
 
     Description:
         A recurrent network goes along a sequence, words of a text or frames of a clip. Standing before a step the agent
-        chooses: answer now; leave the step out, so that the state is copied (Skip RNN, Campos et al. 2018); read it and
-        go on to the next one; read it and jump ahead (LSTM-Jump, Yu et al. 2017); or, with `skim`, have a small cell
-        read it, which updates a part of the state (Skim-RNN, Seo et al. 2018). After each reading the network could
-        answer. A row that comes to the end of its sequence answers with what it has.
+        chooses: answer now; leave out this step, or several, so that the state is copied (Skip RNN, Campos et al.
+        2018); read it and go on to the next one; read it and jump ahead (LSTM-Jump, Yu et al. 2017); or, with `skim`,
+        have a small cell read it, which updates a part of the state (Skim-RNN, Seo et al. 2018). After each reading the
+        network could answer. A row that comes to the end of its sequence answers with what it has.
     Action space:
-        `Discrete`: 0 answers now; then, as far as they are asked for, leaving out, jumps from the farthest to the
-        nearest, skimming; last reading. `moves` names them.
+        `Discrete`: 0 answers now; then, as far as they are asked for, leaving out, reading and jumping, each from the
+        farthest to the nearest, and skimming; last reading. `moves` names them.
     Observation space:
         Of the present answer: largest probability, entropy (1: all classes alike), margin between the two largest
         probabilities, and the share of earlier answers that named the same class. Then the state of the recurrent
@@ -81,12 +81,12 @@ class TimeSkip(Task):
     gives word vectors. Gates trained by gradient see a mixture of steps and states.
 
     Arguments:
-        skip: 1 allows leaving a step out, 0 does not.
-        jumps: How far to go ahead after reading, beside to the next step: one number, or several joined by commas, as
-            "2,4"; "" for none.
+        skip: How far to go ahead without reading, as 1 to the next step: one number, or several joined by commas; ""
+            for never.
+        jumps: Likewise after reading, from 2 on, beside to the next step.
         preview: Side of the tiny frame that is seen of what comes next; 0 hides what comes next, words too.
         cell: The recurrent network's: `gru` or `lstm`; where one is trained, `gru`.
-        hidden: Likewise, units; by default 32.
+        hidden: Likewise, units; by default 128.
         skim: Likewise, units that the small cell updates; by default 0, which allows no skimming.
     Version history:
         v0: first.
@@ -102,8 +102,8 @@ class TimeSkip(Task):
         self,
         backbone: Backbone,
         *,
-        skip: int = 1,
-        jumps: int | str = "4",
+        skip: int | str = "1,5",
+        jumps: int | str = "",
         preview: int = 4,
         cell: str | None = None,
         hidden: int | None = None,
@@ -111,11 +111,11 @@ class TimeSkip(Task):
     ):
         super().__init__(backbone)
         self.check_reader({"cell": cell, "hidden": hidden, "skim": skim})
-        if skip not in (0, 1) or not isinstance(preview, int) or preview < 0:
-            got = f"{skip!r} and {preview!r}"
-            raise ValueError(f"time-skip: expected skip 0 or 1 and preview of at least 0 pixels, got {got}. Change it.")
+        if not isinstance(preview, int) or preview < 0:
+            raise ValueError(f"preview: expected at least 0 pixels, got {preview!r}. Change it.")
         reader, self.preview = self.reader, preview
-        self.moves = _moves(skip, read_jumps(jumps), reader.skim > 0)
+        far = distances("skip", skip, least=1), distances("jumps", jumps, least=2)
+        self.moves = _moves(*far, skims=reader.skim > 0)
         self.decisions, self.horizon = (len(self.moves) + 1,), reader.steps
         self.least_macs = reader.answer_macs
         step = encode_step_macs(self.backbone)
@@ -234,7 +234,9 @@ class TimeSkip(Task):
         steps = torch.arange(self.reader.steps, device=row.place.device, dtype=row.place.dtype)
         behind = (self._shares(row) * steps).sum(1) / row.real.sum(1).clamp(min=1)
         seen = [signs(row.logits, state.memory["votes"], state.position), row.memory, behind.unsqueeze(1)]
-        return torch.cat(seen + ([glimpse_of_step(self.backbone, self._here(row), self.preview)] if self.preview else []), 1)
+        if self.preview:
+            seen.append(glimpse_of_step(self.backbone, self._here(row), self.preview))
+        return torch.cat(seen, 1)
 
     def step(self, state: State, choice: Choice) -> State:
         """Let rows leave with the answer that they have, and take the others as far as they choose."""
@@ -283,20 +285,23 @@ class TimeSkip(Task):
         return rows.split(sizes, 1)
 
 
-def read_jumps(jumps: int | str) -> tuple[int, ...]:
-    """Return how far jumps go.
+def distances(name: str, value: int | str, *, least: int) -> tuple[int, ...]:
+    """Return how far an option goes ahead, of a number, or several in a text; farthest first.
 
     Raises:
-        ValueError: If they are not different numbers from 2 on.
+        ValueError: If they are not different numbers from `least` on.
     """
-    words = [word.strip() for word in str(jumps).split(",") if word.strip()]
-    if not all(word.isdecimal() and int(word) >= 2 for word in words) or len({*map(int, words)}) < len(words):
-        raise ValueError(f'jumps: expected different numbers from 2 on, as "2,4", or "" for none, got {jumps!r}. Change it.')
-    return tuple(map(int, words))
+    words = [word.strip() for word in str(value).split(",") if word.strip()]
+    numbers = {int(word) for word in words if word.isdecimal()}
+    if len(numbers) < len(words) or min(numbers, default=least) < least:
+        raise ValueError(
+            f"{name}: expected different numbers from {least} on, joined by commas, or an empty text for none, got "
+            f"{value!r}. Change it."
+        )
+    return tuple(sorted(numbers, reverse=True))
 
 
-def _moves(skip: int, jumps: Sequence[int], skims: bool) -> list[Move]:
-    """Return what the options above 0 do, in their order."""
-    left_out = [Move("leave", 1)] if skip else []
+def _moves(skip: Sequence[int], jumps: Sequence[int], *, skims: bool) -> list[Move]:
+    """Return what the options above 0 do, from the cheapest on."""
     skimmed = [Move("skim", 1)] if skims else []
-    return [*left_out, *(Move("read", ahead) for ahead in sorted(jumps, reverse=True)), *skimmed, Move("read", 1)]
+    return [*(Move("leave", n) for n in skip), *(Move("read", n) for n in jumps), *skimmed, Move("read", 1)]

@@ -46,7 +46,11 @@ def randomise() -> Callable[..., nn.Module]:
 
 
 VOCABULARY = tuple("abcdefgh")
-READERS: dict = {"crops": {"glance": 4, "patch": 4, "zooms": 2, "scales": 2}, "frames": {"moments": 4, "preview": 2}, "steps": {"steps": 6, "skim": 3}}
+READERS: dict = {
+    "crops": {"glance": 4, "patch": 4, "zooms": 2, "scales": 2},
+    "frames": {"moments": 4, "preview": 2},
+    "steps": {"steps": 6, "skim": 3},
+}
 
 
 def equip(backbone: Backbone, randomise: Callable[..., nn.Module], seed: int = 0, reader: str = "crops") -> Backbone:
@@ -83,8 +87,9 @@ def random_backbone(randomise: Callable[..., nn.Module]) -> Callable[..., Backbo
     ) -> Backbone:
         with torch.random.fork_rng():
             torch.manual_seed(seed)
-            words = {"vocabulary": VOCABULARY} if name.startswith("words") else {}
-            backbone = make_backbone(name, num_classes=CLASSES, input_shape=(1, 1, 2) if words else input_shape, **words)
+            of_words = {"input_shape": (1, 1, 2), "vocabulary": VOCABULARY}
+            shape = of_words if name.startswith("words") else {"input_shape": input_shape}
+            backbone = make_backbone(name, num_classes=CLASSES, **shape)
         if name == "vit_tiny":  # torchvision's head begins with zeros: every answer would be the same
             nn.init.normal_(
                 backbone.network.get_submodule("heads.head").weight, generator=torch.Generator().manual_seed(seed)

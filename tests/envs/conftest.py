@@ -10,7 +10,6 @@ from skipgym.backbones import Backbone
 from skipgym.data import Augment, ImageData, Part
 from skipgym.envs import Choice, Engine, Hard, State, Task, make_reward, make_task
 from skipgym.envs.rollout import advance
-from skipgym.envs.task import task_class
 from skipgym.ids import TASKS
 
 # (task, backbone) that every contract is tested on: each of ours, on feature maps and on tokens, or on its own kinds;
