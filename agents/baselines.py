@@ -63,7 +63,7 @@ def best_static(task: Task, part: Part, compute: float, *, images: int = 1000) -
     time the one whose loss hurts least, and then swapped while that helps.
 
     Args:
-        task: With decisions of two options, with options that are alike, or with few paths.
+        task: With decisions of two options, with exits, with options that are alike, or with few paths.
         part: Where accuracy is measured: never the test part.
         compute: Share of the full network's MACs.
         images: At most so many are looked at.
@@ -95,7 +95,7 @@ def static_frontier(task: Task, part: Part, *, images: int = 1000) -> list[Stati
     least missed piece, again and again, passes by. Of decisions with more options every path is one.
 
     Args:
-        task: With decisions of two options, with options that are alike, or with few paths.
+        task: With decisions of two options, with exits, with options that are alike, or with few paths.
         part: Where accuracy is measured: never the test part.
         images: At most so many are looked at.
 
@@ -115,7 +115,7 @@ def static_frontier(task: Task, part: Part, *, images: int = 1000) -> list[Stati
 
 def _known_points(task: Task, part: Part) -> list[StaticPoint]:
     """Return what fixed paths come to, where they need not be searched for by leaving out."""
-    if task.paths is None and task.alike:
+    if task.paths is None and (task.alike or task.has_exits):
         return _growing(task, part)
     paths = _all_paths(task)
     return _points(task, part, paths) if paths else []
