@@ -1,7 +1,8 @@
 """Images for backbones and policies: four disjoint parts, decoded once, kept as uint8 tensors.
 
-`load` takes the name of registered data, an ImageFolder directory or an `.npz` in MedMNIST layout. To add data under a
-name, write a function that returns a `Source`, decorate it with `register_data` and import its module here.
+`load` takes the name of registered data, an ImageFolder directory, texts, or an `.npz` in MedMNIST layout. To add data
+under a name, write a function that returns a `Source`, decorate it with `register_data` and import its
+module here.
 """
 
 from . import cifar, cluttered, digit_clips, digits, noisy, phrases  # noqa: F401 - importing them registers their names

@@ -3,7 +3,7 @@
 import difflib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, TypeVar, get_args
 
 from ..registry import Registry, first_line
 from .decode import SUFFIXES as IMAGES
@@ -16,6 +16,7 @@ from .text import SUFFIXES as TEXTS
 from .text import load_text_folder, load_tsv
 
 Builder = Callable[[], Source]
+Built = TypeVar("Built", bound=Callable[..., Source])
 
 
 def _adopt(name: str, found: Any) -> tuple[Builder, str]:
@@ -29,7 +30,7 @@ def _adopt(name: str, found: Any) -> tuple[Builder, str]:
 REGISTRY: Registry[Builder] = Registry("data", group="skipgym.data", adopt=_adopt)
 
 
-def register_data(name: str, *, description: str) -> Callable[[Builder], Builder]:
+def register_data(name: str, *, description: str) -> Callable[[Built], Built]:
     """Register a function that returns a `Source` under a name for `load`.
 
     Args:
@@ -40,7 +41,7 @@ def register_data(name: str, *, description: str) -> Callable[[Builder], Builder
         ValueError: If the name is taken.
     """
 
-    def register(builder: Builder) -> Builder:
+    def register(builder: Built) -> Built:
         REGISTRY.add(name, builder, description, module=builder.__module__)
         return builder
 
@@ -93,7 +94,7 @@ def _source(spec: str | Path, image_size: int | None) -> Source:
     names = ", ".join(sorted(REGISTRY.known()))
     raise ValueError(
         f"Unknown data{hint}: expected one of {names}, got {str(spec)!r}. Remedy: pick one of these, or give the path "
-        "of an ImageFolder directory or of an .npz in MedMNIST layout."
+        "of an ImageFolder directory, of a directory or .tsv of texts, or of an .npz in MedMNIST layout."
     )
 
 

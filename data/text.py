@@ -25,10 +25,10 @@ def load_text_folder(root: Path) -> Source:
     """
     listing = list_files(root, SUFFIXES, "texts")
     names = listing.class_names
-    return text_source(
-        root.resolve().name,
-        {part: [(split_words(_read(path)), names[label]) for path, label in of] for part, of in listing.files.items()},
-    )
+    texts = {
+        part: [(split_words(read_text(path)), names[label]) for path, label in of] for part, of in listing.files.items()
+    }
+    return text_source(root.resolve().name, texts)
 
 
 def load_tsv(path: Path) -> Source:
@@ -83,7 +83,7 @@ def _part(texts: Texts, vocabulary: Sequence[str], classes: Sequence[str], steps
 
 def _lines(path: Path) -> Texts:
     texts: Texts = []
-    for number, line in enumerate(_read(path).splitlines(), 1):
+    for number, line in enumerate(read_text(path).splitlines(), 1):
         if not line.strip():
             continue
         label, tab, text = line.partition("\t")
@@ -98,7 +98,12 @@ def _lines(path: Path) -> Texts:
     return texts
 
 
-def _read(path: Path) -> str:
+def read_text(path: Path) -> str:
+    """Return a file's text.
+
+    Raises:
+        ValueError: If it is not in UTF-8.
+    """
     try:
         return path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:

@@ -117,6 +117,11 @@ class LookTask(Task):
         paths, whole = looking_paths(self.decisions[0] - 1, self.horizon, self.most_paths)
         return paths if whole else None
 
+    def looking(self, order: Sequence[int]) -> list[tuple[int, ...]]:
+        """Return the ways that look at the first of some options, at the first two, …, as many as looks."""
+        most = min(self.horizon, len(order))
+        return [(*order[:count], *(0,) * (self.horizon - count)) for count in range(1, most + 1)]
+
     @property
     def pieces(self) -> list[str]:
         return [f"look {index}" for index in range(1, self.horizon + 1)]

@@ -136,6 +136,14 @@ class Task(nn.Module, ABC):
         """
         return tuple(count - 1 for _ in range(self.horizon) for count in self.decisions)
 
+    @property
+    def rules(self) -> Mapping[str, Sequence[tuple[int, ...]]]:
+        """Fixed ways that people would try first, by the name of the rule, each from the cheapest to the dearest.
+
+        They are compared as `fixed-NAME`: what is learned must beat them at equal compute.
+        """
+        return {}
+
     def region(self, piece: int, option: int) -> Box | None:
         """Return what an option looks at, in pixels: top, left, height, width; None where it is no part of an image.
 
@@ -147,6 +155,15 @@ class Task(nn.Module, ABC):
         """Return what was looked at on a way through, in order; what was not decided is -1. For pictures."""
         boxes = [self.region(piece, action) for piece, action in enumerate(actions) if action > 0]
         return [box for box in boxes if box is not None]
+
+    def executed(self, image: Tensor, actions: Sequence[int]) -> list[str]:
+        """Return what was executed on a way through, for people: the pieces' names.
+
+        Args:
+            image: What went through, (C, H, W) or a clip (T, C, H, W).
+            actions: One for each piece; -1 where nothing was decided.
+        """
+        return [name for name, action in zip(self.pieces, actions, strict=True) if action > 0]
 
     @property
     def action_space(self) -> spaces.Discrete | spaces.MultiDiscrete:

@@ -1,6 +1,6 @@
 """Which steps of a sequence a recurrent network reads: update or leave out, jump ahead, skim, answer early."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from functools import partial
 from math import prod
 from typing import Any, NamedTuple
@@ -20,6 +20,7 @@ from ..backbones.sequences import (
     step_shape,
 )
 from ..data import ImageData
+from ..data.words import spell
 from .choice import Choice
 from .exit_task import SIGNS, signs
 from .state import State
@@ -166,6 +167,27 @@ class TimeSkip(Task):
     def most_macs(self) -> int:
         return self.least_macs + self.reader.steps * self.read_macs
 
+    @property
+    def rules(self) -> dict[str, list[tuple[int, ...]]]:
+        """Read the first steps; where steps can be left out one by one, also the last, or evenly spread ones.
+
+        They are those of the longest sequence: of a shorter one there are fewer.
+        """
+        steps, counts = self.reader.steps, range(1, self.reader.steps + 1)
+        first = {"first": [self._reading(range(count)) for count in counts]}
+        if Move("leave", 1) not in self.moves:
+            return first
+        even = ([int((2 * i + 1) * steps / (2 * count)) for i in range(count)] for count in counts)
+        last = [self._reading(range(steps - count, steps)) for count in counts]
+        return first | {"last": last, "uniform": [self._reading(places) for places in even]}
+
+    def _reading(self, places: Collection[int]) -> tuple[int, ...]:
+        """Return the way that reads these steps, leaves out those between, and answers after the last."""
+        option = {move: number for number, move in enumerate(self.moves, 1)}
+        how = ("read" if step in places else "leave" for step in range(max(places) + 1))
+        way = [option[Move(name, 1)] for name in how]
+        return (*way, *(0,) * (self.horizon - len(way)))
+
     def read_places(self, actions: Sequence[int]) -> list[tuple[int, str]]:
         """Return which steps were read, from 0, and how, on a way through; what was not decided is -1."""
         places, at = [], 0
@@ -176,6 +198,13 @@ class TimeSkip(Task):
             places += [(at, move.how)] if move.how != "leave" else []
             at += move.ahead
         return places
+
+    def executed(self, image: Tensor, actions: Sequence[int]) -> list[str]:
+        """Return the words that were read, or the numbers of frames, from 1; skimmed ones in brackets."""
+        vocabulary = self.backbone.vocabulary
+        words = spell(image, vocabulary) if vocabulary else [f"frame {step + 1}" for step in range(len(image))]
+        read = [(words[place], how) for place, how in self.read_places(actions) if place < len(words)]
+        return [word if how == "read" else f"({word})" for word, how in read]
 
     def regions(self, actions: Sequence[int]) -> list[Box]:
         """Return where the steps that were read are in the strip that `pictures` gives."""

@@ -23,7 +23,7 @@ def words():
 @pytest.mark.parametrize(("cell", "gates"), [("gru", 3), ("lstm", 4)])
 class TestCell:
     def test_cost_by_hand(self, cell, gates):
-        """An update multiplies input and state into all gates; a partial one those of 3 units, from all of the state."""
+        """An update multiplies input and state into all gates; a partial one into those of 3 units."""
         reader = Recurrent(5, 4, steps=6, cell=cell, hidden=8, skim=3)
         assert reader.step_macs == gates * 8 * (5 + 8)
         assert reader.skim_macs == gates * 3 * (5 + 8)

@@ -1,5 +1,7 @@
 """Time-skip: its cost by hand, every move against the network's own steps, texts of any length, what does not fit."""
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -64,7 +66,7 @@ class TestCost:
         assert rows == [1, 1]
 
     def test_frames_cost_their_encoding(self, random_backbone):
-        task = make_task("time-skip", random_backbone(reader="steps"))
+        task: Any = make_task("time-skip", random_backbone(reader="steps"))
         network = task.backbone.stem_macs + sum(task.backbone.block_macs)
         assert task.read_macs == network + task.reader.step_macs + task.reader.answer_macs
 
@@ -117,6 +119,18 @@ class TestMoves:
         assert float(run.macs) == pytest.approx(task.least_macs + 0.875 * task.read_macs)
 
 
+class TestRules:
+    def test_first_last_and_evenly_spread_steps_are_read(self, task):
+        read = {name: [[at for at, _ in task.read_places(way)] for way in ways] for name, ways in task.rules.items()}
+        assert read["first"][1] == [0, 1]
+        assert read["last"][1] == [4, 5]
+        assert read["uniform"][:3] == [[3], [1, 4], [1, 3, 5]]
+        assert all(ways[-1] == list(range(STEPS)) for ways in read.values())
+
+    def test_without_leaving_out_only_the_first_can_be_read(self, random_backbone):
+        assert list(make_task("time-skip", random_backbone("words-w8"), skip="", jumps=2).rules) == ["first"]
+
+
 class TestPictures:
     def test_words_that_were_read_are_marked(self, task, clips):
         told = story(Controller(task, StaticPolicy((SKIP2, READ, STOP, 0, 0, 0), 1)), clips[0])
@@ -127,11 +141,16 @@ class TestPictures:
         assert (strip[2, :, :, : 2 * width] < 255).any()
         assert (strip[2, :, :, 2 * width :] == 255).all()  # nothing is written after its two words
 
+    def test_words_that_were_read_are_told(self, task, clips):
+        assert task.executed(clips[0], [SKIP2, READ, SKIM, STOP, -1, -1]) == ["c", "(d)"]
+        assert task.executed(clips[2], [READ] * STEPS) == ["c", "c"]  # the end mark is no word
+
     def test_frames_are_side_by_side(self, random_backbone):
         task = make_task("time-skip", random_backbone(reader="steps"))
         images = torch.randint(256, (2, STEPS, 1, 8, 8), dtype=torch.uint8)
         assert task.pictures(images).shape == (2, 1, 8, STEPS * 8)
-        assert task.regions([3, 0])[0] == (0.0, 0.0, 8.0, 8.0)
+        assert task.regions([4, 0])[0] == (0.0, 0.0, 8.0, 8.0)
+        assert task.executed(images[0], [1, 4, 0]) == ["frame 6"]
 
 
 class TestObservation:
