@@ -13,11 +13,40 @@ from ..envs.choice import Soft
 from ..envs.outcomes import Path, outcomes
 from ..envs.rollout import Run, relax, rollout
 from ..envs.task import Task
+from ..names import unknown
 from .budget import lowest
 from .policy import Decider, RandomPolicy, StaticPolicy, random_weights
 
 EXHAUSTIVE = 10
 """Up to so many binary pieces all subsets are tried; of other decisions up to as many paths."""
+
+
+RULE = "fixed-"
+"""What a task's rule is called as a method: `fixed-uniform`."""
+
+
+def rule_policy(task: Task, name: str, compute: float) -> StaticPolicy:
+    """Return the dearest way of one of the task's fixed rules that stays within a share of the full network's MACs.
+
+    Raises:
+        ValueError: If the task has no such rule, or its cheapest way costs more.
+    """
+    known = {f"{RULE}{rule}": ways for rule, ways in task.rules.items()}
+    if name not in known:
+        raise ValueError(unknown(f"rule of {task.name}", name, known))
+    within = [way for way in known[name] if way_compute(task, way) <= compute]
+    if not within:
+        least = way_compute(task, known[name][0])
+        raise ValueError(f"compute: expected at least {least:.3f}, the cheapest way of {name}, got {compute}.")
+    return StaticPolicy(within[-1], len(task.decisions))
+
+
+@torch.inference_mode()
+def way_compute(task: Task, way: Path) -> float:
+    """Return what a fixed way costs an input of no content, as a share of the full network's MACs."""
+    policy, inputs = StaticPolicy(way, len(task.decisions)), task.prepare(task.blank())
+    run = rollout(task, inputs, Decider(task, policy, torch.zeros(1, device=inputs.device)))
+    return float(run.macs[0]) / task.full_macs
 
 
 def full_accuracy(task: Task, part: Part, *, batch_size: int = 512) -> float:
@@ -63,7 +92,7 @@ def best_static(task: Task, part: Part, compute: float, *, images: int = 1000) -
     time the one whose loss hurts least, and then swapped while that helps.
 
     Args:
-        task: With decisions of two options, with options that are alike, or with few paths.
+        task: With decisions of two options, with exits, with options that are alike, or with few paths.
         part: Where accuracy is measured: never the test part.
         compute: Share of the full network's MACs.
         images: At most so many are looked at.
@@ -95,7 +124,7 @@ def static_frontier(task: Task, part: Part, *, images: int = 1000) -> list[Stati
     least missed piece, again and again, passes by. Of decisions with more options every path is one.
 
     Args:
-        task: With decisions of two options, with options that are alike, or with few paths.
+        task: With decisions of two options, with exits, with options that are alike, or with few paths.
         part: Where accuracy is measured: never the test part.
         images: At most so many are looked at.
 
@@ -115,7 +144,7 @@ def static_frontier(task: Task, part: Part, *, images: int = 1000) -> list[Stati
 
 def _known_points(task: Task, part: Part) -> list[StaticPoint]:
     """Return what fixed paths come to, where they need not be searched for by leaving out."""
-    if task.paths is None and task.alike:
+    if task.paths is None and (task.alike or task.has_exits):
         return _growing(task, part)
     paths = _all_paths(task)
     return _points(task, part, paths) if paths else []

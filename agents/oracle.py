@@ -76,7 +76,7 @@ def bounds(
         part: Where outcomes are looked up.
         targets: Compute, as shares of the full network's MACs.
         limit: Up to so many paths all are followed; of more, for decisions of two options, those of `candidate_paths`,
-            and for options that are alike those that look least often.
+            and where option 0 ends all those that end soonest.
         images: At most so many are looked at.
         quiet: Whether to draw no progress bar.
 
@@ -102,7 +102,7 @@ def paths_to_follow(task: Task, limit: int) -> tuple[list[Path], bool]:
     count = prod(pieces)
     if count <= limit:
         return list(product(*map(range, pieces))), True
-    if task.alike:
+    if task.alike or task.has_exits:
         return looking_paths(task.decisions[0] - 1, task.horizon, limit)
     if set(pieces) != {2}:
         raise ValueError(

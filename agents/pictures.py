@@ -70,16 +70,16 @@ def story(controller: Controller, image: Tensor, *, price: float | None = None) 
     told = _Told(task, controller.policy, torch.full((1,), controller.price if price is None else price))
     told.answers = []
     run = rollout(task, task.prepare(images), told)
-    boxes = [task.region(piece, action) for piece, action in enumerate(run.actions[0].tolist()) if action > 0]
+    boxes = task.regions(run.actions[0].tolist())
     end = run.logits[0].softmax(0)
     answers = told.answers[: len(boxes) + 1] + [end] * (len(boxes) + 1 - len(told.answers))
     compute = float(run.macs[0] + told.macs[0]) / task.full_macs
-    return Story([box for box in boxes if box is not None], torch.stack(answers).cpu(), compute)
+    return Story(boxes, torch.stack(answers).cpu(), compute)
 
 
 def is_drawable(task: Task) -> bool:
     """Return whether a task looks at places of the image, and could answer in between."""
-    return task.has_exits and task.region(0, task.decisions[0] - 1) is not None
+    return task.has_exits and bool(task.regions(task.onward))
 
 
 def check_drawable(task: Task) -> None:

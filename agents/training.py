@@ -134,6 +134,7 @@ def prepare(subject: Subject, *, quiet: bool = False) -> tuple[Task, ImageData]:
     name, recipe = kind.architecture(subject.backbone), kind.recipe(data, **subject.task_options)
     backbone = find_backbone(name, data, subject.weights, classes=subject.class_indices, recipe=recipe)
     task = find_task(subject.task, backbone, data, **subject.task_options)
+    data = data.with_vocabulary(backbone.vocabulary)
     check_fit(task, data)
     augment = choose_augment(subject.augment, data)
     if subject.augment_val:

@@ -13,6 +13,7 @@ from .cut import cut
 from .exits import Exit, OwnExit, check_places, digest, exit_tensors
 from .folding import fold
 from .reader import Reader, reader_tensors
+from .recurrent import Recurrent
 from .stepped import SteppedNet
 
 # What torchvision and most published networks were trained with; for one channel, its average.
@@ -46,7 +47,9 @@ class Backbone(nn.Module):
         has_own_exits: Whether they are, and are trained with it.
         smaller: Other networks that answer the same question for less, from the cheapest on; none but by
             `with_smaller`.
-        reader: What makes an answer of a glance and crops; none but by `with_reader`.
+        reader: What makes an answer of a glance and crops, of frames or of the steps of a sequence; none but by
+            `with_reader`.
+        vocabulary: Of a network of words, what its input's numbers mean, from 2 on.
     """
 
     def __init__(
@@ -68,9 +71,10 @@ class Backbone(nn.Module):
         self.std = tuple(std or (IMAGENET_STD if colour else GREY_STD * input_shape[0]))
         self.config: dict[str, Any] = {}
         self.is_frozen = False
+        self.vocabulary: tuple[str, ...] = ()
         self.exits: Sequence[Exit | OwnExit] = nn.ModuleList()  # pyright: ignore[reportAttributeAccessIssue]
         self.smaller: Sequence[Backbone] = nn.ModuleList()  # pyright: ignore[reportAttributeAccessIssue]
-        self.reader: Reader | None = None
+        self.reader: Reader | Recurrent | None = None
         was_training = network.training
         network.eval()
         self._cut(blocks, bypass or {})
@@ -252,8 +256,8 @@ class Backbone(nn.Module):
         clone.smaller = nn.ModuleList(copy.deepcopy(list(smaller)))  # pyright: ignore[reportAttributeAccessIssue]
         return clone._settled()
 
-    def with_reader(self, reader: Reader) -> Self:
-        """Return a copy that carries this reader; network and pieces are as they were.
+    def with_reader(self, reader: Reader | Recurrent) -> Self:
+        """Return a copy that carries this reader, or recurrent network; network and pieces are as they were.
 
         Raises:
             ValueError: If it does not fit the network's last feature map, or its classes.

@@ -11,6 +11,7 @@ from .msdnet import MSDNet
 from .ranet import RANet
 from .slimmable import Kind, SlimmableResNet
 from .stepped import SteppedNet
+from .words import Words
 
 
 def cifar(num_classes: int, shape: tuple[int, int, int], *, depth: int, width: int) -> tuple[nn.Module, list[str]]:
@@ -36,6 +37,11 @@ def slimmable(
     """Build a slimmable CIFAR ResNet of a kind."""
     network = SlimmableResNet(depth, kind, num_classes=num_classes, in_channels=shape[0], width=width)
     return network, _residual_blocks(network)
+
+
+def words(num_classes: int, _: tuple[int, int, int], *, vocabulary: int, width: int) -> tuple[nn.Module, list[str]]:
+    """Build word vectors of so many numbers for so many words."""
+    return Words(num_classes, vocabulary, width), ["vector"]
 
 
 def torchvision_resnet(num_classes: int, _: tuple[int, int, int], *, name: str) -> tuple[nn.Module, list[str]]:

@@ -80,10 +80,9 @@ def read_result(directory: Path, name: str, data: ImageData) -> Backbone:
     path = directory / CARD
     if not path.is_file():
         raise FileNotFoundError(f"backbone: expected its card at {path}, got nothing. Train it first.")
-    shape = {"num_classes": data.num_classes, "input_shape": data.image_shape, "class_names": data.class_names}
     try:
         expected = json.loads(path.read_text(encoding="utf-8"))["fingerprint"]
-        backbone = load_backbone(name, directory / WEIGHTS, **shape)
+        backbone = load_backbone(name, directory / WEIGHTS, **data.shape)
     except (KeyError, TypeError) as error:
         raise ValueError(f"card {path}: expected what skipgym pretrain writes, got no {error}. Train again.") from error
     if backbone.fingerprint() != expected:

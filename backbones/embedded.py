@@ -18,6 +18,7 @@ from .exit_training import ExitRecipe, exit_card, train_exits, write_exits
 from .pretrain import check_held_out, final_accuracy, random_start
 from .reader_training import ReaderRecipe, train_reader, write_reader
 from .recipe import Recipe
+from .recurrent_training import RecurrentRecipe, train_recurrent, write_recurrent
 from .registry import _find, read_exits, read_reader
 from .threads import threads
 from .trainer import Trainer
@@ -28,6 +29,7 @@ EMBEDDED = {
     "cluttered-digits": Recipe(epochs=4, batch_size=64, stochastic_depth=0.5, depth_schedule="inner", spare_hard=3),
     "cluttered-canvas": Recipe(epochs=4, batch_size=64),
     "digit-clips": Recipe(epochs=3),
+    "key-phrases": Recipe(epochs=1, batch_size=256),
 }
 """Data that comes with skipgym, and how its backbones are trained on first use, in about a minute.
 
@@ -42,6 +44,8 @@ WIDTH_EPOCHS = {"digits": 10, "noisy-digits": 3, "cluttered-digits": 2}
 """Passes in which slimmable backbones of the embedded data are trained on first use."""
 READER_EPOCHS = {"digits": 30, "noisy-digits": 4, "cluttered-digits": 2, "cluttered-canvas": 3, "digit-clips": 4}
 """Likewise, readers of crops or frames."""
+STEP_EPOCHS = {"key-phrases": 8, "digit-clips": 4}
+"""Likewise, recurrent networks."""
 
 _ROOM = "Set SKIPGYM_CACHE to a directory with room and write permission."
 
@@ -142,6 +146,37 @@ def pretrained_reader(backbone: Backbone, data: ImageData, **shape: Any) -> Back
         read=lambda weights: read_reader(backbone, weights),
         train=lambda: train_reader(backbone, data, recipe, quiet=False),
         write=lambda weights, trained: write_reader(weights, trained, data, recipe),
+    )
+
+
+def pretrained_recurrent(backbone: Backbone, data: ImageData, **shape: Any) -> Backbone:
+    """Return a backbone for embedded data with a recurrent network: from the cache, or trained now and kept there.
+
+    Args:
+        backbone: Any, trained.
+        data: Embedded clips or texts, with the policy's part held out.
+        shape: Fields of `RecurrentRecipe` where they are not the defaults.
+
+    Raises:
+        ValueError: If it does not fit, or the data is not embedded.
+    """
+    if data.name not in STEP_EPOCHS:
+        raise ValueError(
+            f"recurrent network: expected one beside the weights of {backbone.name}, got none. Train it: "
+            f"skipgym pretrain --backbone {backbone.name} --data {data.name} --recurrent gru --out DIR, then --weights "
+            f"DIR/{WEIGHTS}. (Trained on first use without: {', '.join(sorted(STEP_EPOCHS))}.)"
+        )
+    check_held_out(data)
+    recipe = RecurrentRecipe(**shape, epochs=STEP_EPOCHS[data.name])
+    recipe.check_data(data)
+    recipe.build(backbone, data.train.images.shape[1])  # what does not fit is told first
+    name = f"{backbone.fingerprint()}-{data.fingerprint}-{recipe.digest()}.safetensors"
+    return _once(
+        cache_dir() / "recurrent" / name,
+        "recurrent network",
+        read=lambda weights: read_reader(backbone, weights),
+        train=lambda: train_recurrent(backbone, data, recipe, quiet=False),
+        write=lambda weights, trained: write_recurrent(weights, trained, data, recipe),
     )
 
 

@@ -18,6 +18,7 @@ from .exits import exit_files
 from .reader import reader_files
 from .reader_training import train_reader, write_reader
 from .recipe import PretrainConfig
+from .recurrent_training import train_recurrent, write_recurrent
 from .registry import _find, load_backbone, make_backbone, read_reader
 from .trainer import Metrics, Trainer, width_accuracy
 
@@ -65,8 +66,11 @@ def pretrain(config: PretrainConfig, *, data: ImageData | None = None, quiet: bo
             f"exit_weights: expected none for {config.backbone} without exits, got {config.exit_weights}. "
             "Say where they are to be with --exits."
         )
-    if config.has_reader:
-        config.reader_recipe().check_data(images)  # what does not fit is told before training
+    if config.recurrent:  # what does not fit is told before training
+        config.recurrent_recipe().check_data(images)
+        config.recurrent_recipe().build(backbone, images.train.images.shape[1])
+    elif config.has_reader:
+        config.reader_recipe().check_data(images)
         config.reader_recipe().build(backbone)
     trainer = Trainer(backbone, images.frames(), config, device=device)
     config.out.mkdir(parents=True, exist_ok=True)
@@ -98,7 +102,7 @@ def _with_exits(
     if not config.exits:
         return backbone
     if exit_files(weights)[1].is_file():
-        return load_backbone(config.backbone, weights, **_shape(data)).eval()
+        return load_backbone(config.backbone, weights, **data.shape).eval()
     recipe = config.exit_recipe()
     backbone = train_exits(backbone, data, recipe, device=device, quiet=quiet)
     card = exit_card(backbone, data, asdict(recipe))
@@ -120,10 +124,23 @@ def _with_parts(
     weights = config.out / WEIGHTS
     if reader_files(weights)[1].is_file():
         return read_reader(backbone, weights)
+    if config.recurrent:
+        return _with_recurrent(config, backbone, data, device, quiet)
     recipe = config.reader_recipe()
     backbone = train_reader(backbone, data, recipe, device=device, quiet=quiet)
     shares = write_reader(weights, backbone, data, recipe)["accuracy"]["test"]["after each"]
     _say(quiet, f"reader: test accuracy {', '.join(f'{share:.2%}' for share in shares)} with 0, 1, … random looks")
+    return backbone
+
+
+def _with_recurrent(
+    config: PretrainConfig, backbone: Backbone, data: ImageData, device: torch.device, quiet: bool
+) -> Backbone:
+    """Return a finished backbone with a recurrent network, trained now."""
+    recipe = config.recurrent_recipe()
+    backbone = train_recurrent(backbone, data, recipe, device=device, quiet=quiet)
+    test = write_recurrent(config.out / WEIGHTS, backbone, data, recipe)["accuracy"]["test"]
+    _say(quiet, f"recurrent: test accuracy {test['full']:.2%} after all steps, {test['half']:.2%} after a random half")
     return backbone
 
 
@@ -190,12 +207,8 @@ def _untrained(config: PretrainConfig, data: ImageData) -> Backbone:
     if config.init is None:
         return random_start(config.backbone, data, config.seed)
     if config.heads_only:
-        return load_backbone(config.backbone, config.init, **_shape(data))
-    return load_backbone(config.backbone, config.init, thin=True, **_shape(data))
-
-
-def _shape(data: ImageData) -> dict[str, Any]:
-    return {"num_classes": data.num_classes, "input_shape": data.image_shape, "class_names": data.class_names}
+        return load_backbone(config.backbone, config.init, **data.shape)
+    return load_backbone(config.backbone, config.init, thin=True, **data.shape)
 
 
 def random_start(name: str, data: ImageData, seed: int) -> Backbone:
@@ -206,11 +219,9 @@ def random_start(name: str, data: ImageData, seed: int) -> Backbone:
         torch.manual_seed(seed)
         return make_backbone(
             name,
-            num_classes=data.num_classes,
-            input_shape=data.image_shape,
             mean=data.mean * times,
             std=data.std * times,
-            class_names=data.class_names,
+            **data.shape,
         )
 
 

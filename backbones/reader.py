@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .cost import count_macs
+from .recurrent import Recurrent
 
 MemoryKind = Literal["gru", "mean"]
 
@@ -126,19 +127,19 @@ def reader_files(weights: Path) -> tuple[Path, Path]:
     return weights.with_suffix(".reader.safetensors"), weights.with_suffix(".reader.json")
 
 
-def reader_tensors(reader: Reader) -> dict[str, Tensor]:
+def reader_tensors(reader: nn.Module) -> dict[str, Tensor]:
     """Return the weights of a reader by name."""
     return {key: value.detach().cpu().contiguous() for key, value in reader.state_dict().items()}
 
 
-def build_reader(described: Mapping[str, Any], state: Mapping[str, Tensor]) -> Reader:
-    """Build a reader as its `config` describes it, with its weights.
+def build_reader(described: Mapping[str, Any], state: Mapping[str, Tensor]) -> Reader | Recurrent:
+    """Build a reader, or a recurrent network, as its `config` describes it, with its weights.
 
     Raises:
         ValueError: If they do not fit.
     """
     try:
-        reader = Reader(**described)
+        reader = (Recurrent if "cell" in described else Reader)(**described)
         reader.load_state_dict(dict(state))
     except (TypeError, RuntimeError) as error:
         raise ValueError(f"reader: expected weights that fit {dict(described)}, got others ({error}).") from error

@@ -221,7 +221,7 @@ def crop_features(trunk: Backbone, crops: Tensor) -> Tensor:
 def reader_accuracy(backbone: Backbone, part: Part, looks: int) -> list[float]:
     """Return the share of right answers after the glance or preview, and after each of so many random looks."""
     trunk, generator = backbone.frozen(), torch.Generator().manual_seed(0)
-    assert trunk.reader is not None
+    assert isinstance(trunk.reader, Reader)
     right = torch.zeros(looks + 1)
     device = next(trunk.network.parameters()).device
     for images, labels, _ in part.batches(256):

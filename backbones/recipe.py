@@ -16,6 +16,8 @@ from .exit_training import ExitRecipe
 from .exits import HeadKind
 from .reader import MemoryKind
 from .reader_training import ReaderRecipe
+from .recurrent import CellKind
+from .recurrent_training import RecurrentRecipe
 from .scaling import read_scales
 from .width_training import WidthTraining
 
@@ -25,6 +27,7 @@ START = 1 / 25  # of the highest learning rate, where a one-cycle schedule begin
 READER_FIELDS = (
     *("patch", "glance", "retina", "zooms", "moments", "preview"),
     *("reader_memory", "reader_looks", "reader_epochs"),
+    *("recurrent", "recurrent_hidden", "recurrent_skim"),
 )
 REVISION = 1  # of the training code; raise it when the same recipe gives other weights
 _NEWER = ("exit_weights", "scales", "width_training")  # recipes without them keep their digits, and so their results
@@ -186,6 +189,14 @@ class PretrainConfig(Recipe):
     """Crops of each image in training the reader; of clips every moment is read."""
     reader_epochs: int = 10
     """Passes over the train part in which the reader is trained."""
+    recurrent: CellKind | None = None
+    """Train a recurrent network for time-skip, of this kind of cell, on the frozen network when it is finished; it
+    reads clips frame by frame, or with --backbone words texts word by word, in reader_epochs passes. With --init the
+    network itself is not trained."""
+    recurrent_hidden: int = 128
+    """Its units."""
+    recurrent_skim: int = 0
+    """Units that a small cell updates where a step is skimmed; 0 for no small cell."""
     image_size: int | None = None
     """Height and width in pixels to bring the images to."""
     device: str = "auto"
@@ -201,7 +212,12 @@ class PretrainConfig(Recipe):
         _check("patch", self.patch, self.patch >= 0, "at least 0")
         _check("moments", self.moments, self.moments >= 0, "at least 0")
         _check("moments", self.moments, not (self.patch and self.moments), "0 beside --patch")
-        if self.has_reader:
+        _check("recurrent", self.recurrent, self.recurrent in (None, *get_args(CellKind)), "gru or lstm")
+        alone = not (self.recurrent and (self.patch or self.moments))
+        _check("recurrent", self.recurrent, alone, "none beside --patch or --moments")
+        if self.recurrent:
+            self.recurrent_recipe()
+        elif self.has_reader:
             self.reader_recipe()
 
     @property
@@ -212,7 +228,7 @@ class PretrainConfig(Recipe):
     @property
     def has_reader(self) -> bool:
         """Whether a reader is trained."""
-        return bool(self.patch or self.moments)
+        return bool(self.patch or self.moments or self.recurrent)
 
     def exit_recipe(self) -> ExitRecipe:
         """Return how the exits are trained."""
@@ -233,6 +249,17 @@ class PretrainConfig(Recipe):
             **({"moments": self.moments, "preview": self.preview} if self.moments else sizes),
             memory=self.reader_memory,
             looks=self.reader_looks,
+            epochs=self.reader_epochs,
+            batch_size=self.batch_size,
+            seed=self.seed,
+        )
+
+    def recurrent_recipe(self) -> RecurrentRecipe:
+        """Return how the recurrent network is trained."""
+        return RecurrentRecipe(
+            cell=self.recurrent or "gru",
+            hidden=self.recurrent_hidden,
+            skim=self.recurrent_skim,
             epochs=self.reader_epochs,
             batch_size=self.batch_size,
             seed=self.seed,

@@ -23,7 +23,7 @@ from .ranet import RANet
 from .reader import build_reader, reader_files
 from .slimmable import Kind
 
-Builder = Callable[[int, tuple[int, int, int]], tuple[nn.Module, list[str]]]
+Builder = Callable[..., tuple[nn.Module, list[str]]]
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,7 @@ class Entry:
     colour_only: bool = False  # takes three channels; grey images are repeated
     skippable: bool = True  # its blocks can be left out
     slimmable: bool = False  # it is trained at several widths
+    words: bool = False  # it takes words; `build` wants the number of known ones too
 
 
 def _adopt(name: str, found: Any) -> tuple[Entry, str]:
@@ -48,7 +49,13 @@ REGISTRY: Registry[Entry] = Registry("backbone", group="skipgym.backbones", adop
 
 
 def register_backbone(
-    name: str, description: str, *, colour_only: bool = False, skippable: bool = True, slimmable: bool = False
+    name: str,
+    description: str,
+    *,
+    colour_only: bool = False,
+    skippable: bool = True,
+    slimmable: bool = False,
+    words: bool = False,
 ) -> Callable[[Builder], Builder]:
     """Register a builder under a name.
 
@@ -58,6 +65,7 @@ def register_backbone(
         colour_only: Whether it takes three channels only; grey images are repeated.
         skippable: Whether its blocks can be left out.
         slimmable: Whether it is trained at several widths.
+        words: Whether it takes words.
 
     Raises:
         ValueError: If the name is taken.
@@ -65,7 +73,8 @@ def register_backbone(
 
     def register(build: Builder) -> Builder:
         function = build.func if isinstance(build, partial) else build
-        REGISTRY.add(name, Entry(build, colour_only, skippable, slimmable), description, module=function.__module__)
+        entry = Entry(build, colour_only, skippable, slimmable, words)
+        REGISTRY.add(name, entry, description, module=function.__module__)
         return build
 
     return register
@@ -84,6 +93,7 @@ def make_backbone(
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
     class_names: Sequence[str] | None = None,
+    vocabulary: Sequence[str] = (),
 ) -> Backbone:
     """Build a backbone with random weights.
 
@@ -96,6 +106,7 @@ def make_backbone(
         mean: Of each channel, for images in 0…1; ImageNet's where not given.
         std: Likewise.
         class_names: What the outputs mean.
+        vocabulary: Known words, where the inputs are words.
 
     Raises:
         ValueError: If the name is unknown or the images do not suit the architecture.
@@ -103,8 +114,16 @@ def make_backbone(
     channels, height, width = input_shape
     entry = _find(name)
     shape = (3 if entry.colour_only else channels, height, width)
+    if entry.words != bool(vocabulary):
+        expected, got = ("words", "none") if entry.words else ("images", f"a vocabulary of {len(vocabulary)} words")
+        raise ValueError(
+            f"backbone {name}: expected {expected}, got {got}. Take --backbone words for texts, which come with a "
+            "vocabulary, and another for images."
+        )
+    build = partial(entry.build, vocabulary=len(vocabulary)) if entry.words else entry.build
     try:
-        network, blocks = entry.build(num_classes, shape)
+        network, blocks = build(num_classes, shape)
+        mean, std = getattr(network, "mean", mean), getattr(network, "std", std)  # of numbers that are no colours
         backbone = Backbone(network, blocks, name=name, input_shape=shape, mean=mean, std=std, class_names=class_names)
     except (RuntimeError, AssertionError) as error:  # torchvision asserts that patches fill the image
         raise ValueError(
@@ -119,6 +138,9 @@ def make_backbone(
         "std": list(backbone.std),
         "class_names": list(backbone.class_names),
     }
+    if vocabulary:
+        backbone.vocabulary = tuple(vocabulary)
+        backbone.config["vocabulary"] = list(vocabulary)
     return backbone
 
 
@@ -146,7 +168,7 @@ def load_backbone(
     if saved:
         if saved["name"] != name and not thin:
             raise ValueError(f"weights {path}: expected those of {name}, got those of {saved['name']}. Pass that name.")
-        options = {**options, "mean": saved["mean"], "std": saved["std"]}
+        options = {**options, **{key: value for key, value in saved.items() if key != "name"}}
     backbone = make_backbone(name, **options)
     if class_indices:
         state = restricted(state, backbone, class_indices)
@@ -201,7 +223,8 @@ def _read_card(path: Path) -> dict[str, Any] | None:
     """Return name and normalisation from the card next to weights, None if there is no such card."""
     try:
         saved = json.loads(path.read_text())["backbone"]
-        return {key: saved[key] for key in ("name", "mean", "std")}
+        words = {"vocabulary": saved["vocabulary"]} if "vocabulary" in saved else {}
+        return {key: saved[key] for key in ("name", "mean", "std")} | words
     except FileNotFoundError:
         return None
     except (ValueError, KeyError, TypeError) as error:
@@ -314,6 +337,8 @@ def _find(name: str) -> Entry:
         given = zip(("exits", "scales", "width"), match.groups()[1:], strict=True)
         options = {key: int(value) for key, value in given if value}
         return Entry(partial(builders.stepped, kind=builders.STEPPED[match[1]], **options), skippable=False)
+    if match := re.fullmatch(r"words-w(\d+)", name):
+        return Entry(partial(builders.words, width=int(match[1])), words=True)
     if match := re.fullmatch(r"(slim|us)-resnet(\d+)(?:-w(\d+))?", name):
         kind: Any = match[1]
         build = partial(builders.slimmable, kind=kind, depth=int(match[2]), width=int(match[3] or 16))
@@ -350,4 +375,7 @@ register_backbone("msdnet", "MSDNet of 7 exits at 3 scales, trained with it (msd
 )
 register_backbone("ranet", "RANet of 6 exits at 3 resolutions, trained with it (ranet6-s3-w8)", skippable=False)(
     partial(builders.stepped, kind=RANet)
+)
+register_backbone("words", "word vectors of 32 numbers, for texts (words-w64)", words=True)(
+    partial(builders.words, width=32)
 )

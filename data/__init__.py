@@ -1,10 +1,11 @@
 """Images for backbones and policies: four disjoint parts, decoded once, kept as uint8 tensors.
 
-`load` takes the name of registered data, an ImageFolder directory or an `.npz` in MedMNIST layout. To add data under a
-name, write a function that returns a `Source`, decorate it with `register_data` and import its module here.
+`load` takes the name of registered data, an ImageFolder directory, texts, or an `.npz` in MedMNIST layout. To add data
+under a name, write a function that returns a `Source`, decorate it with `register_data` and import its
+module here.
 """
 
-from . import cifar, cluttered, digit_clips, digits, noisy  # noqa: F401 - importing them registers their names
+from . import cifar, cluttered, digit_clips, digits, noisy, phrases  # noqa: F401 - importing them registers their names
 from .augment import Augment
 from .decode import read_image
 from .images import ImageData, Part, PartName

@@ -3,8 +3,7 @@
 import hashlib
 import json
 import warnings
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -13,23 +12,11 @@ from torch import Tensor
 from .cache import cache_dir, read_cached, write_cached
 from .decode import SUFFIXES, common_size, read_images
 from .images import Part
+from .listing import Listing, list_files
 from .splits import Source
 
-_GIVEN = ("train", "val", "test")
 _MOST_UNREADABLE = 0.05
 _CACHE_FORMAT = 1  # goes up when the same files would give other pixels
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Listing:
-    """What lies in a directory: class names, and the files of each part with their labels."""
-
-    class_names: tuple[str, ...]
-    files: Mapping[str, list[tuple[Path, int]]]
-
-    @property
-    def paths(self) -> list[Path]:
-        return [path for files in self.files.values() for path, _ in files]
 
 
 def load_folder(root: Path, *, image_size: int | None) -> Source:
@@ -46,7 +33,7 @@ def load_folder(root: Path, *, image_size: int | None) -> Source:
         ValueError: If there are no images, the classes of the parts differ, more than 5 % of the files cannot be read,
             or no readable image of a class is left.
     """
-    listing = _list(root)
+    listing = list_files(root, SUFFIXES, "images")
     tensors, unreadable = _decoded(root, listing, image_size)
     if unreadable:
         _report(root, listing, unreadable)
@@ -59,53 +46,7 @@ def load_folder(root: Path, *, image_size: int | None) -> Source:
     )
 
 
-def _list(root: Path) -> _Listing:
-    found = {part: {d.name: _images(d) for d in _directories(path)} for part, path in _parts(root).items()}
-    names = tuple(sorted(name for name, files in found["train"].items() if files))
-    if not names:
-        raise ValueError(
-            f"No images in {root}: expected {root.name}/CLASS/*.jpg or {root.name}/train/CLASS/*.jpg (also "
-            f"{', '.join(sorted(SUFFIXES - {'.jpg'}))}), got none. Remedy: put each class's images in a directory."
-        )
-    for part, classes in found.items():
-        _check_classes(root / part, names, sorted(name for name, files in classes.items() if files))
-    files = {
-        part: [(path, label) for label, name in enumerate(names) for path in classes.get(name, [])]
-        for part, classes in found.items()
-    }
-    return _Listing(class_names=names, files=files)
-
-
-def _parts(root: Path) -> dict[str, Path]:
-    # a directory `train` with images right inside is a class of that name
-    if any(_images(directory) for directory in _directories(root / "train")):
-        return {part: root / part for part in _GIVEN if (root / part).is_dir()}
-    return {"train": root}
-
-
-def _check_classes(directory: Path, expected: Sequence[str], got: Sequence[str]) -> None:
-    if not got or not set(got) <= set(expected):
-        raise ValueError(
-            f"{directory} does not fit the training images: expected images in some of the class directories "
-            f"{', '.join(expected[:10])}{', …' * (len(expected) > 10)}, got {', '.join(got[:10]) or 'no images'}. "
-            "Remedy: name the class directories alike in all parts."
-        )
-
-
-def _directories(path: Path) -> list[Path]:
-    return sorted(d for d in path.iterdir() if d.is_dir() and not d.name.startswith(".")) if path.is_dir() else []
-
-
-def _images(directory: Path) -> list[Path]:
-    candidates = (path for path in directory.rglob("*") if path.suffix.lower() in SUFFIXES)
-    return sorted(path for path in candidates if not _hidden(path.relative_to(directory)) and path.is_file())
-
-
-def _hidden(path: Path) -> bool:
-    return any(name.startswith(".") for name in path.parts)
-
-
-def _decoded(root: Path, listing: _Listing, image_size: int | None) -> tuple[dict[str, Tensor], dict[str, str]]:
+def _decoded(root: Path, listing: Listing, image_size: int | None) -> tuple[dict[str, Tensor], dict[str, str]]:
     cache = cache_dir() / "folders" / f"{_key(root, listing, image_size)}.safetensors"
     cached = read_cached(cache)
     if cached is not None:
@@ -115,7 +56,7 @@ def _decoded(root: Path, listing: _Listing, image_size: int | None) -> tuple[dic
     return tensors, unreadable
 
 
-def _key(root: Path, listing: _Listing, image_size: int | None) -> str:
+def _key(root: Path, listing: Listing, image_size: int | None) -> str:
     digest = hashlib.sha256(f"{_CACHE_FORMAT} {image_size} {root.resolve()}\n".encode())
     for path in listing.paths:
         stat = path.stat()
@@ -123,7 +64,7 @@ def _key(root: Path, listing: _Listing, image_size: int | None) -> str:
     return digest.hexdigest()[:32]
 
 
-def _decode(root: Path, listing: _Listing, size: int) -> tuple[dict[str, Tensor], dict[str, str]]:
+def _decode(root: Path, listing: Listing, size: int) -> tuple[dict[str, Tensor], dict[str, str]]:
     tensors: dict[str, Tensor] = {}
     unreadable: dict[str, str] = {}
     for part, files in listing.files.items():
@@ -135,7 +76,7 @@ def _decode(root: Path, listing: _Listing, size: int) -> tuple[dict[str, Tensor]
     return tensors, unreadable
 
 
-def _report(root: Path, listing: _Listing, unreadable: Mapping[str, str]) -> None:
+def _report(root: Path, listing: Listing, unreadable: Mapping[str, str]) -> None:
     total = len(listing.paths)
     shown = "; ".join(f"{path} ({problem})" for path, problem in list(unreadable.items())[:10])
     more = "; …" if len(unreadable) > 10 else ""
@@ -148,7 +89,7 @@ def _report(root: Path, listing: _Listing, unreadable: Mapping[str, str]) -> Non
     warnings.warn(f"{message}. They are left out.", stacklevel=2)
 
 
-def _emptied(root: Path, listing: _Listing, unreadable: Mapping[str, str]) -> list[str]:
+def _emptied(root: Path, listing: Listing, unreadable: Mapping[str, str]) -> list[str]:
     before = {(part, label) for part, files in listing.files.items() for _, label in files}
     after = {
         (part, label)

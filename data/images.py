@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -11,6 +11,7 @@ from torch import Tensor
 from .augment import Augment
 from .clips import real_frames
 from .ranks import class_ranks
+from .words import translated
 
 PartName = Literal["train", "policy", "val", "test"]
 PART_NAMES: tuple[PartName, ...] = get_args(PartName)
@@ -116,6 +117,7 @@ class ImageData:
         note: How the parts came about.
         seen: Whether the policy part consists of the backbone's training images.
         varied: Whether the policy part holds augmented images already, as an outcome table does.
+        vocabulary: Of texts, which are clips of words (see `words`): what the frames are numbers of, from 2 on.
     """
 
     name: str
@@ -131,6 +133,7 @@ class ImageData:
     note: str
     seen: bool = False
     varied: bool = False
+    vocabulary: tuple[str, ...] = ()
 
     def part(self, name: PartName) -> Part:
         """Return the part called train, policy, val or test.
@@ -167,6 +170,24 @@ class ImageData:
     def is_clips(self) -> bool:
         """Whether these are clips, each of several frames."""
         return self.train.is_clips
+
+    @property
+    def shape(self) -> dict[str, Any]:
+        """What a backbone is built with to take these images and answer with these classes."""
+        words = {"vocabulary": self.vocabulary} if self.vocabulary else {}
+        named = {"num_classes": self.num_classes, "input_shape": self.image_shape, "class_names": self.class_names}
+        return named | words
+
+    def with_vocabulary(self, vocabulary: tuple[str, ...]) -> "ImageData":
+        """Return texts in the numbers of another vocabulary, such as that of a network; what is no text as it is."""
+        if not self.vocabulary or not vocabulary or vocabulary == self.vocabulary:
+            return self
+        parts = {
+            name: Part(translated(self.part(name).images, self.vocabulary, vocabulary), self.part(name).labels)
+            for name in PART_NAMES
+        }
+        changed = fingerprint(parts, (*self.class_names, *vocabulary))
+        return replace(self, **parts, vocabulary=vocabulary, fingerprint=changed)
 
     def frames(self) -> "ImageData":
         """Return the frames of clips as images, each with its clip's label: what a network of images is trained on."""

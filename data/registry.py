@@ -3,15 +3,20 @@
 import difflib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, TypeVar, get_args
 
 from ..registry import Registry, first_line
+from .decode import SUFFIXES as IMAGES
 from .folder import load_folder
 from .images import ImageData
+from .listing import holds
 from .npz import load_npz
 from .splits import PolicyFrom, Source, assemble
+from .text import SUFFIXES as TEXTS
+from .text import load_text_folder, load_tsv
 
 Builder = Callable[[], Source]
+Built = TypeVar("Built", bound=Callable[..., Source])
 
 
 def _adopt(name: str, found: Any) -> tuple[Builder, str]:
@@ -25,7 +30,7 @@ def _adopt(name: str, found: Any) -> tuple[Builder, str]:
 REGISTRY: Registry[Builder] = Registry("data", group="skipgym.data", adopt=_adopt)
 
 
-def register_data(name: str, *, description: str) -> Callable[[Builder], Builder]:
+def register_data(name: str, *, description: str) -> Callable[[Built], Built]:
     """Register a function that returns a `Source` under a name for `load`.
 
     Args:
@@ -36,7 +41,7 @@ def register_data(name: str, *, description: str) -> Callable[[Builder], Builder
         ValueError: If the name is taken.
     """
 
-    def register(builder: Builder) -> Builder:
+    def register(builder: Built) -> Built:
         REGISTRY.add(name, builder, description, module=builder.__module__)
         return builder
 
@@ -52,8 +57,9 @@ def load(spec: str | Path, *, policy_from: PolicyFrom = "held-out", image_size: 
     """Load data and split it, the same way each time.
 
     Args:
-        spec: A registered name, an ImageFolder directory (DIR/{train,test[,val]}/CLASS/* or DIR/CLASS/*) or an `.npz`
-            in MedMNIST layout. A name wins over a path; write ./NAME for a directory that bears one.
+        spec: A registered name, an ImageFolder directory (DIR/{train,test[,val]}/CLASS/* or DIR/CLASS/*) of images or
+            of `.txt` files, a `.tsv` of lines label<TAB>text, or an `.npz` in MedMNIST layout. A name wins over a path;
+            write ./NAME for a directory that bears one.
         policy_from: `held-out` keeps the policy's images from the backbone's training; `train` gives both parts all
             training images outside val and sets `seen`, for backbones that came trained on everything.
         image_size: Height and width in pixels to bring the images to. None leaves them as they are; an ImageFolder
@@ -75,9 +81,9 @@ def _source(spec: str | Path, image_size: int | None) -> Source:
         return build()
     path = Path(spec).expanduser()
     if path.is_dir():
-        return load_folder(path, image_size=image_size)
+        return load_text_folder(path) if _is_texts(path) else load_folder(path, image_size=image_size)
     if path.is_file():
-        return load_npz(path)
+        return load_tsv(path) if path.suffix.lower() in (".tsv", ".txt") else load_npz(path)
     if path.suffix == ".npz" or len(path.parts) > 1:
         raise FileNotFoundError(
             f"No data at {spec}: expected a directory of images or an .npz file, got a path that does not exist. "
@@ -88,5 +94,10 @@ def _source(spec: str | Path, image_size: int | None) -> Source:
     names = ", ".join(sorted(REGISTRY.known()))
     raise ValueError(
         f"Unknown data{hint}: expected one of {names}, got {str(spec)!r}. Remedy: pick one of these, or give the path "
-        "of an ImageFolder directory or of an .npz in MedMNIST layout."
+        "of an ImageFolder directory, of a directory or .tsv of texts, or of an .npz in MedMNIST layout."
     )
+
+
+def _is_texts(root: Path) -> bool:
+    """Return whether a directory holds texts, and no images."""
+    return holds(root, TEXTS) and not holds(root, IMAGES)

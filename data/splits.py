@@ -44,6 +44,7 @@ class Source:
         flip: Whether a mirror image keeps its label.
         shares: What to cut from `train`.
         note: Anything worth knowing of how the images were read.
+        vocabulary: Of texts, see `words`: the words that the frames are numbers of, from 2 on.
 
     Raises:
         ValueError: If `train` is missing, a part is unknown, image shapes differ or a label has no class name.
@@ -55,6 +56,7 @@ class Source:
     flip: bool
     shares: Shares = field(default_factory=Shares)
     note: str = ""
+    vocabulary: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         """Check that the parts fit each other."""
@@ -93,6 +95,8 @@ def assemble(source: Source, *, policy_from: PolicyFrom, image_size: int | None)
     """
     parts = _split(source)
     if image_size is not None:
+        if source.vocabulary:
+            raise ValueError(f"image_size: expected none for texts ({source.name}), got {image_size}. Leave it out.")
         parts = {name: Part(resized(part.images, image_size), part.labels) for name, part in parts.items()}
     mean, std = channel_statistics(parts["train"].images)
     data = ImageData(
@@ -105,8 +109,9 @@ def assemble(source: Source, *, policy_from: PolicyFrom, image_size: int | None)
         mean=mean,
         std=std,
         augment=Augment(pad=min(parts["train"].images.shape[-2:]) // 8, flip=source.flip),
-        fingerprint=fingerprint(parts, source.class_names),
+        fingerprint=fingerprint(parts, (*source.class_names, *source.vocabulary)),
         note=_note(source),
+        vocabulary=source.vocabulary,
     )
     return data.joined() if policy_from == "train" else data
 

@@ -22,6 +22,7 @@ from .rewards import REWARDS, Outcome, Reward, Spent, make_reward
 from .rollout import Run, rollout
 from .state import State, merge
 from .task import Task, make_task, register_task, task_names
+from .time_skip import TimeSkip
 from .vector_env import SkipVectorEnv
 
 __all__ = [
@@ -50,6 +51,7 @@ __all__ = [
     "Spent",
     "State",
     "Task",
+    "TimeSkip",
     "Transition",
     "build_engine",
     "make_reward",

@@ -19,7 +19,7 @@ AugmentLevel = Literal["auto", "none", "light", "strong"]
 def build_engine(
     task: str | Task,
     *,
-    backbone: str | Backbone = "resnet20",
+    backbone: str | Backbone | None = None,
     data: str | ImageData | None = None,
     weights: str | Path | None = None,
     class_indices: Sequence[int] = (),
@@ -35,7 +35,7 @@ def build_engine(
 
     Args:
         task: A registered name, or a task of your own.
-        backbone: A registered name, or a backbone.
+        backbone: A registered name, or a backbone; by default the one that the task names.
         data: What `skipgym.load_data` takes, or a data set; by default the embedded data that the task names.
         weights: Checkpoint of the backbone. Without one the embedded data's backbone is trained on first use.
         class_indices: Which of the weights' outputs the data's classes are, where they know more.
@@ -55,6 +55,7 @@ def build_engine(
         task_class(task) if isinstance(task, str) else task
     )  # an unknown name is told before data and weights are read
     data = kind.default_data if data is None else data
+    backbone = kind.default_backbone if backbone is None else backbone
     images = find_data(data, weights) if isinstance(data, str) else data
     check_kind(kind, images)
     if isinstance(task, str):
@@ -62,6 +63,7 @@ def build_engine(
             name, recipe = task_class(task).architecture(backbone), task_class(task).recipe(images, **options)
             backbone = find_backbone(name, images, weights, classes=class_indices, recipe=recipe)
         task = find_task(task, backbone, images, **options)
+    images = images.with_vocabulary(task.backbone.vocabulary)
     check_fit(task, images)
     return Engine(
         task,
@@ -101,8 +103,7 @@ def find_backbone(
         ValueError: If there are no weights and the data is not embedded, or they do not fit.
     """
     if weights is not None:
-        shape = {"num_classes": data.num_classes, "input_shape": data.image_shape, "class_names": data.class_names}
-        return load_backbone(name, weights, class_indices=classes, **shape)
+        return load_backbone(name, weights, class_indices=classes, **data.shape)
     if classes:
         raise ValueError("class_indices: expected them with weights that know more classes, got none. Pass weights.")
     from ..backbones.embedded import pretrained
@@ -117,6 +118,11 @@ def find_task(name: str, backbone: Backbone, data: ImageData, **options: Any) ->
 
 def check_kind(task: Task | type[Task], data: ImageData) -> None:
     """Raise a ValueError unless the data's inputs are clips where a task takes clips, else images."""
+    if data.vocabulary and not task.takes_words:
+        raise ValueError(
+            f"data {data.name}: expected {'clips' if task.takes_clips else 'images'} for {task.name}, got texts. Take "
+            f"other data, such as {task.default_data}, or another task, such as time-skip."
+        )
     if task.takes_clips != data.is_clips:
         expected, got = ("clips", "single images") if task.takes_clips else ("single images", "clips")
         raise ValueError(

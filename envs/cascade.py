@@ -149,5 +149,4 @@ def _loaded(name: str, weights: str, data: ImageData) -> Backbone:
             f"largest network, got some without a card that says so. Train them: skipgym pretrain --backbone {name} "
             f"--data {data.name} --out DIR."
         )
-    shape = {"num_classes": data.num_classes, "input_shape": data.image_shape, "class_names": data.class_names}
-    return load_backbone(name, weights, **shape)
+    return load_backbone(name, weights, **data.shape)

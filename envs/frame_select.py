@@ -108,6 +108,20 @@ class FrameSelect(LookTask):
         even = spread(self.moments, self.horizon)
         return tuple(sorted(even, key=lambda option: abs(option - (self.moments + 1) / 2)))
 
+    @property
+    def rules(self) -> dict[str, list[tuple[int, ...]]]:
+        """Evenly spread frames in the order of time; the first, middle or last ones; first and last by turns."""
+        options, middle = range(1, self.moments + 1), (self.moments + 1) / 2
+        inwards = [option for pair in zip(options, reversed(options), strict=True) for option in pair]
+        even = [spread(self.moments, count) for count in range(1, min(self.horizon, self.moments) + 1)]
+        return {
+            "uniform": [(*way, *(0,) * (self.horizon - len(way))) for way in even],
+            "first": self.looking(options),
+            "middle": self.looking(sorted(options, key=lambda option: abs(option - middle))),
+            "last": self.looking(options[::-1]),
+            "first-last": self.looking(list(dict.fromkeys(inwards))),
+        }
+
     def region(self, piece: int, option: int) -> Box | None:
         """Return where a frame is in the strip that `pictures` gives."""
         _, height, width = self.backbone.input_shape

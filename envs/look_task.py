@@ -92,7 +92,7 @@ class LookTask(Task):
             ValueError: If there is none of this kind, or it is another than was asked for.
         """
         reader = backbone.reader
-        if reader is None or reader.kind != cls.kind:
+        if not isinstance(reader, Reader) or reader.kind != cls.kind:
             got = f"{backbone.name} with {'none' if reader is None else f'one of {reader.kind}'}"
             raise ValueError(
                 f"{cls.name}: expected a backbone with a reader of {cls.kind}, got {got}. Train one: skipgym pretrain "
@@ -116,6 +116,11 @@ class LookTask(Task):
         """All ways through where they are few; else None."""
         paths, whole = looking_paths(self.decisions[0] - 1, self.horizon, self.most_paths)
         return paths if whole else None
+
+    def looking(self, order: Sequence[int]) -> list[tuple[int, ...]]:
+        """Return the ways that look at the first of some options, at the first two, …, as many as looks."""
+        most = min(self.horizon, len(order))
+        return [(*order[:count], *(0,) * (self.horizon - count)) for count in range(1, most + 1)]
 
     @property
     def pieces(self) -> list[str]:

@@ -126,6 +126,11 @@ class PatchCrop(LookTask):
         fixed = list(dict.fromkeys([order[0], *corners, *order]))
         return tuple(1 + fixed[i % len(fixed)] for i in range(self.horizon))
 
+    @property
+    def rules(self) -> dict[str, list[tuple[int, ...]]]:
+        """The centre, then the corners, as `onward` goes."""
+        return {"centre": self.looking(self.onward)}
+
     def region(self, piece: int, option: int) -> Box | None:
         """Return the square of a look, the widest of its scales."""
         if option == 0:

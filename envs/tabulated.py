@@ -1,6 +1,6 @@
 """A task that looks up what its images would show: every way through was computed once."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -64,8 +64,15 @@ class Tabulated(Task):
     def onward(self) -> tuple[int, ...]:
         return self.live.onward
 
+    @property
+    def rules(self) -> Mapping[str, Sequence[tuple[int, ...]]]:
+        return self.live.rules
+
     def region(self, piece: int, option: int) -> Box | None:
         return self.live.region(piece, option)
+
+    def regions(self, actions: Sequence[int]) -> list[Box]:
+        return self.live.regions(actions)
 
     def prepare(self, images: Tensor) -> Tensor:
         """Return the row numbers that tickets name. Shape (N, 1, 1, 8) to (N,)."""

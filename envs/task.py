@@ -1,7 +1,7 @@
 """What can be decided about an input, and what each decision does to the computation."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Self, TypeVar
 
 import torch
@@ -42,7 +42,9 @@ class Task(nn.Module, ABC):
         takes_clips: Whether inputs are clips of several frames, (N, T, C, H, W), rather than images.
         spares_features: Whether `step` gives a state's features to its choice and then has no more use for them; an
             interpreter that has none either may let them be overwritten.
+        takes_words: Whether those may be texts, whose frames are numbers of words.
         default_data: Embedded data that an environment is made on where none is named.
+        default_backbone: Likewise, the backbone.
     """
 
     name: str = ""
@@ -51,7 +53,9 @@ class Task(nn.Module, ABC):
     reaches_full: bool = True
     takes_clips: bool = False
     spares_features: bool = False
+    takes_words: bool = False
     default_data: str = "digits"
+    default_backbone: str = "resnet20"
     horizon: int
     decisions: tuple[int, ...]
     observation_shape: tuple[int, ...]
@@ -135,12 +139,34 @@ class Task(nn.Module, ABC):
         """
         return tuple(count - 1 for _ in range(self.horizon) for count in self.decisions)
 
+    @property
+    def rules(self) -> Mapping[str, Sequence[tuple[int, ...]]]:
+        """Fixed ways that people would try first, by the name of the rule, each from the cheapest to the dearest.
+
+        They are compared as `fixed-NAME`: what is learned must beat them at equal compute.
+        """
+        return {}
+
     def region(self, piece: int, option: int) -> Box | None:
         """Return what an option looks at, in pixels: top, left, height, width; None where it is no part of an image.
 
         It may reach beyond the image. For pictures.
         """
         return None
+
+    def regions(self, actions: Sequence[int]) -> list[Box]:
+        """Return what was looked at on a way through, in order; what was not decided is -1. For pictures."""
+        boxes = [self.region(piece, action) for piece, action in enumerate(actions) if action > 0]
+        return [box for box in boxes if box is not None]
+
+    def executed(self, image: Tensor, actions: Sequence[int]) -> list[str]:
+        """Return what was executed on a way through, for people: the pieces' names.
+
+        Args:
+            image: What went through, (C, H, W) or a clip (T, C, H, W).
+            actions: One for each piece; -1 where nothing was decided.
+        """
+        return [name for name, action in zip(self.pieces, actions, strict=True) if action > 0]
 
     @property
     def action_space(self) -> spaces.Discrete | spaces.MultiDiscrete:

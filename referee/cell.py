@@ -13,7 +13,7 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ..agents.baselines import StaticPoint, random_policy, static_frontier
+from ..agents.baselines import RULE, StaticPoint, random_policy, rule_policy, static_frontier, way_compute
 from ..agents.controller import Controller
 from ..agents.evaluate import Measured, measure, measure_full, result_row
 from ..agents.oracle import Bound, bounds
@@ -52,6 +52,7 @@ class Bench:
         part.parent.mkdir(parents=True, exist_ok=True)
         how = {"full": self._full, "random": self._random, "static": self._static, "oracle": self._oracle}
         how |= dict.fromkeys(THRESHOLDS, self._threshold)
+        how |= {f"{RULE}{name}": self._rule for name in self.task.rules}
         rows, arrays = how.get(cell.method, self._learned)(cell, part)
         part.mkdir(exist_ok=True)
         save_file({key: value.contiguous() for key, value in arrays.items()}, part / IMAGES)
@@ -113,6 +114,19 @@ class Bench:
             "frontier/correct": torch.stack([test.correct for test in tested]),
         }
         return rows, frontier
+
+    def _rule(self, cell: Cell, _: Path) -> tuple[list[Row], Arrays]:
+        """Give each budget the dearest way of a fixed rule that it can pay; none where it can pay none."""
+        rows, arrays = [], {}
+        cheapest = way_compute(self.task, self.task.rules[cell.method.removeprefix(RULE)][0])
+        for budget in cell.budgets:
+            assert budget.target is not None
+            if budget.target >= cheapest:
+                policy = rule_policy(self.task, cell.method, budget.target)
+                test = measure(Controller(self.task, policy), self.data.test)
+                rows.append(self._row(cell, budget, test, self.data.test))
+                arrays |= _arrays(budget, test)
+        return rows, arrays
 
     def _threshold(self, cell: Cell, directory: Path) -> tuple[list[Row], Arrays]:
         """Calibrate on validation data for each budget, and leave a controller for each."""

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from ..agents.baselines import RULE
 from ..agents.learner import REGISTRY, make_learner
 from ..agents.threshold import METHODS as THRESHOLDS
 from ..agents.threshold import check_exits
@@ -18,7 +19,7 @@ UNTRAINED = ("full", "random", "static", "oracle", *THRESHOLDS)
 
 def is_learned(name: str) -> bool:
     """Return whether rows of this name are of a trained policy."""
-    return name not in (*UNTRAINED, "oracle-agree")
+    return name not in (*UNTRAINED, "oracle-agree") and not name.startswith(RULE)
 
 
 @dataclass(frozen=True, kw_only=True)

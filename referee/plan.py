@@ -3,11 +3,13 @@
 import hashlib
 import json
 import math
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from ..agents.baselines import RULE
 from ..agents.training import Subject, TrainConfig
-from .methods import METHODS, THRESHOLDS, UNTRAINED, method
+from .methods import METHODS, THRESHOLDS, UNTRAINED, is_learned, method
 
 DEFAULT_AGENTS = tuple(METHODS)
 REVISION = 2
@@ -129,7 +131,7 @@ class Cell:
 
     def _settings(self, config: CompareConfig) -> dict[str, Any]:
         """Return whatever the result depends on."""
-        if self.method in UNTRAINED:
+        if not is_learned(self.method):
             return {
                 "task": config.task,
                 "options": config.task_options,
@@ -139,12 +141,13 @@ class Cell:
         return asdict(self.train_config(config, 1))
 
 
-def cells(config: CompareConfig, *, exits: bool = False) -> list[Cell]:
+def cells(config: CompareConfig, *, exits: bool = False, rules: Iterable[str] = ()) -> list[Cell]:
     """Return all cells: first what needs no training, then seed by seed, so that an unfinished table is balanced.
 
     Args:
         config: What is compared.
         exits: Whether the task has exits, for the threshold methods.
+        rules: The task's fixed rules.
     """
     targets = tuple(Budget(target=target) for target in sorted(config.targets))
     untrained = [
@@ -153,6 +156,7 @@ def cells(config: CompareConfig, *, exits: bool = False) -> list[Cell]:
     ]
     if targets:
         untrained += [Cell(method="random", seed=seed, budgets=targets) for seed in range(config.seeds)]
+        untrained += [Cell(method=f"{RULE}{name}", seed=0, budgets=targets) for name in rules]
     if exits:
         untrained += [Cell(method=name, seed=0, budgets=config.budgets) for name in THRESHOLDS]
     if targets and config.oracle_images:

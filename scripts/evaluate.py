@@ -8,7 +8,7 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from ..agents.baselines import best_static, full_accuracy, random_policy
+from ..agents.baselines import RULE, best_static, full_accuracy, random_policy, rule_policy
 from ..agents.controller import Controller
 from ..agents.evaluate import chosen_lines, measure, measure_full, result_row, write_results
 from ..agents.policy import full_policy
@@ -27,7 +27,8 @@ UNTRAINED = ("full", "random", "static", *THRESHOLDS)
 class Config:
     """Measure a controller, or a method without training: full, random, static, threshold.
 
-    Thresholds are for tasks with exits: threshold by the largest probability, threshold-entropy, threshold-patience.
+    Fixed rules are a task's own, as fixed-uniform, fixed-first or fixed-middle of frame-select. Thresholds are for
+    tasks with exits: threshold by the largest probability, threshold-entropy, threshold-patience.
     """
 
     what: Annotated[str, tyro.conf.Positional]
@@ -39,8 +40,8 @@ class Config:
     price: float | None = None
     """Told to a controller that knows several budgets."""
     compute: float = 0.5
-    """For random, static and thresholds: share of the full network's MACs; thresholds are calibrated on validation
-    data."""
+    """For random, static, fixed rules and thresholds: share of the full network's MACs; thresholds are calibrated on
+    validation data."""
     seed: int = 0
     """Of random."""
     task: str = "layer-skip"
@@ -66,14 +67,14 @@ def main(arguments: list[str]) -> int:
     config = tyro.cli(Config, args=arguments, prog="skipgym evaluate")
     if config.out:
         claim(config.out)
-    controller, data, method = _untrained(config) if config.what in UNTRAINED else _saved(config)
+    controller, data, method = _untrained(config) if _is_untrained(config.what) else _saved(config)
     part = data.part(config.split)
     full = full_accuracy(controller.task, part, batch_size=config.batch_size)
     if method == "full":
         measured = measure_full(controller.task, part, batch_size=config.batch_size)
     else:
         measured = measure(controller, part, price=config.price, batch_size=config.batch_size)
-    price = (controller.price if config.price is None else config.price) if method not in UNTRAINED else None
+    price = (controller.price if config.price is None else config.price) if not _is_untrained(method) else None
     row = result_row(
         controller.task,
         measured,
@@ -90,6 +91,10 @@ def main(arguments: list[str]) -> int:
         if method in THRESHOLDS:
             controller.save(config.out / "controller")
     return 0
+
+
+def _is_untrained(name: str) -> bool:
+    return name in UNTRAINED or name.startswith(RULE)
 
 
 def show(rows: list[dict[str, Any]]) -> None:
@@ -127,6 +132,7 @@ def _saved(config: Config) -> tuple[Controller, ImageData, str]:
     trained = controller.info.get("config", {})
     spec = config.data or trained.get("data", "digits")
     data = load_data(spec)
+    data = data.with_vocabulary(controller.task.backbone.vocabulary)
     check_fit(controller.task, data)
     return controller, data, trained.get("agent", "controller")
 
@@ -150,6 +156,8 @@ def _untrained(config: Config) -> tuple[Controller, ImageData, str]:
         info = {"data": data.name, "config": {"agent": config.what, "data": train_config.data}}
     elif config.what == "random":
         policy = random_policy(task, config.compute, seed=config.seed)
+    elif config.what.startswith(RULE):
+        policy = rule_policy(task, config.what, config.compute)
     elif config.what == "static":
         policy = best_static(task, data.policy, config.compute)
     else:

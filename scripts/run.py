@@ -1,30 +1,34 @@
-"""`skipgym run`: answers for image files, with what was executed."""
+"""`skipgym run`: answers for image or text files, with what was executed."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 import torch
 import tyro
+from torch import Tensor
 
 from ..agents.controller import Controller
 from ..agents.pictures import check_drawable, check_format, save_story
 from ..data import read_image
+from ..data.text import read_text
+from ..data.words import as_clips, split_words
 
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """Answer for image files, and tell what was executed."""
+    """Answer for image or text files, and tell what was executed."""
 
     controller: Annotated[Path, tyro.conf.Positional]
     """Directory of a controller."""
     images: Annotated[tuple[Path, ...], tyro.conf.Positional]
-    """Image files; they are resized and cropped to the backbone's size."""
+    """Image files, which are resized and cropped to the backbone's size; or plain text, for a controller of texts."""
     price: float | None = None
     """Told to a controller that knows several budgets."""
     picture: Path | None = None
-    """Write where on the image was looked, in order, and how the answer grew surer; for controllers of patch-crop. With
-    several images a number is put before the suffix."""
+    """Write where on the image was looked, or which words were read, in order, and how the answer grew surer; for
+    controllers of patch-crop and of texts. With several files a number is put before the suffix."""
 
 
 def main(arguments: list[str]) -> int:
@@ -33,24 +37,21 @@ def main(arguments: list[str]) -> int:
     if not config.images:
         raise ValueError("images: expected at least one file, got none.")
     controller = Controller.load(config.controller)
-    if controller.task.takes_clips:
+    backbone, pieces = controller.task.backbone, controller.task.pieces
+    if controller.task.takes_clips and not backbone.vocabulary:
         raise ValueError(
             f"run: expected the controller of a task on images, got one of {controller.task.name}, which takes clips. "
             "Use skipgym evaluate --data FILE.npz, or call the controller."
         )
-    backbone, pieces = controller.task.backbone, controller.task.pieces
-    channels, height, width = backbone.input_shape
-    if height != width:
-        raise ValueError(f"run: expected a backbone of square images, got {height} x {width}. Call the controller.")
     if config.picture:
         check_drawable(controller.task)
         check_format(config.picture)
-    images = [read_image(path, image_size=height, channels=channels) for path in config.images]
-    decision = controller(torch.stack(images), price=config.price)
+    images = _texts(controller, config.images) if backbone.vocabulary else _images(controller, config.images)
+    decision = controller(images, price=config.price)
     confidence = decision.logits.softmax(1).amax(1)
     for i, path in enumerate(config.images):
         label = int(decision.labels[i])
-        kept = [name for name, action in zip(pieces, decision.actions[i].tolist(), strict=True) if action > 0]
+        kept = controller.task.executed(images[i], decision.actions[i].tolist())
         print(
             f"{path}: {backbone.class_names[label]} ({float(confidence[i]):.1%}), {float(decision.compute[i]):.1%} of "
             f"the full network's MACs, executed {len(kept)} of {len(pieces)}: {' '.join(kept) or 'nothing'}"
@@ -58,6 +59,18 @@ def main(arguments: list[str]) -> int:
         if config.picture:
             save_story(controller, images[i], _numbered(config.picture, i, len(images)), price=config.price)
     return 0
+
+
+def _images(controller: Controller, paths: Sequence[Path]) -> Tensor:
+    channels, height, width = controller.task.backbone.input_shape
+    if height != width:
+        raise ValueError(f"run: expected a backbone of square images, got {height} x {width}. Call the controller.")
+    return torch.stack([read_image(path, image_size=height, channels=channels) for path in paths])
+
+
+def _texts(controller: Controller, paths: Sequence[Path]) -> Tensor:
+    texts = [split_words(read_text(path)) for path in paths]
+    return as_clips(texts, controller.task.backbone.vocabulary, controller.task.blank().shape[1])
 
 
 def _numbered(path: Path, index: int, count: int) -> Path:

@@ -16,6 +16,7 @@ TASKS = {
     "resolution": "Resolution",
     "patch-crop": "PatchCrop",
     "frame-select": "FrameSelect",
+    "time-skip": "TimeSkip",
 }
 """Our tasks: name on the command line, name in the id. The module is named as the command."""
 

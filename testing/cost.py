@@ -51,7 +51,7 @@ def everything(trial: Trial) -> Iterator[Failure]:
     task, run, where = trial.task, trial.routed[1], "the last option everywhere"
     remedy = "Let the last option execute; where a task has no such way, pass skip={'full network': 'why'}."
     with torch.no_grad():
-        expected = task.backbone(trial.inputs)
+        expected = task.untouched(trial.images)
     if not close(run.logits, expected):
         gap = float((run.logits - expected).abs().max())
         what = f"expected the answers of the untouched network, got logits up to {gap:.3g} off"

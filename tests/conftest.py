@@ -13,6 +13,7 @@ from torch import nn
 from skipgym.backbones import Backbone, make_backbone
 from skipgym.backbones.exits import Exit
 from skipgym.backbones.reader import Reader
+from skipgym.backbones.recurrent import Recurrent
 from skipgym.data import Augment, ImageData, Part
 from skipgym.referee.workers import REGISTRIES
 from skipgym.registry import plugins
@@ -44,7 +45,12 @@ def randomise() -> Callable[..., nn.Module]:
     return fill
 
 
-READERS = {"crops": {"glance": 4, "patch": 4, "zooms": 2, "scales": 2}, "frames": {"moments": 4, "preview": 2}}
+VOCABULARY = tuple("abcdefgh")
+READERS: dict = {
+    "crops": {"glance": 4, "patch": 4, "zooms": 2, "scales": 2},
+    "frames": {"moments": 4, "preview": 2},
+    "steps": {"steps": 6, "skim": 3},
+}
 
 
 def equip(backbone: Backbone, randomise: Callable[..., nn.Module], seed: int = 0, reader: str = "crops") -> Backbone:
@@ -52,13 +58,16 @@ def equip(backbone: Backbone, randomise: Callable[..., nn.Module], seed: int = 0
     classes, shape = backbone.num_classes, backbone.input_shape
     with torch.random.fork_rng():
         torch.manual_seed(seed)
+        if backbone.vocabulary:
+            width = backbone.blocks[-1].out_shape[0]
+            return backbone.with_reader(randomise(Recurrent(width, classes, **READERS["steps"], hidden=8), seed))
         exits = [Exit(n, backbone.blocks[n - 1].out_shape, classes) for n in (1, 2)]
         smaller = [
             make_backbone(f"resnet8-w{width}", num_classes=classes, input_shape=shape, mean=[mean] * shape[0])
             for width, mean in ((2, 0.4), (3, 0.5))
         ]
         maps = backbone.blocks[-1].out_shape
-        carried = Reader(maps[0], classes, **READERS[reader], hidden=8)
+        carried = (Recurrent if reader == "steps" else Reader)(maps[0], classes, **READERS[reader], hidden=8)
     for module in (*exits, *(one.network for one in smaller), carried):
         randomise(module, seed)
     equipped = backbone.with_exits(exits).with_smaller(smaller)
@@ -78,7 +87,9 @@ def random_backbone(randomise: Callable[..., nn.Module]) -> Callable[..., Backbo
     ) -> Backbone:
         with torch.random.fork_rng():
             torch.manual_seed(seed)
-            backbone = make_backbone(name, num_classes=CLASSES, input_shape=input_shape)
+            of_words = {"input_shape": (1, 1, 2), "vocabulary": VOCABULARY}
+            shape = of_words if name.startswith("words") else {"input_shape": input_shape}
+            backbone = make_backbone(name, num_classes=CLASSES, **shape)
         if name == "vit_tiny":  # torchvision's head begins with zeros: every answer would be the same
             nn.init.normal_(
                 backbone.network.get_submodule("heads.head").weight, generator=torch.Generator().manual_seed(seed)

@@ -7,7 +7,15 @@ import torch
 
 from skipgym import Controller
 from skipgym.agents import baselines
-from skipgym.agents.baselines import best_static, full_accuracy, random_policy, random_rate, static_frontier
+from skipgym.agents.baselines import (
+    best_static,
+    full_accuracy,
+    random_policy,
+    random_rate,
+    rule_policy,
+    static_frontier,
+    way_compute,
+)
 from skipgym.agents.evaluate import measure
 from skipgym.agents.policy import RandomPolicy, StaticPolicy, random_weights
 from skipgym.data import Part
@@ -237,3 +245,26 @@ def test_many_paths_of_more_options_are_refused(task, dark_or_bright, monkeypatc
     monkeypatch.setattr(baselines, "EXHAUSTIVE", 4)
     with pytest.raises(ValueError, match="expected decisions of two options, or at most 16 paths, got 27 paths"):
         static_frontier(task, dark_or_bright.policy)
+
+
+class TestRules:
+    @pytest.fixture
+    def frames(self, random_backbone):
+        return make_task("frame-select", random_backbone(reader="frames"))
+
+    def test_dearest_way_within_the_budget_is_taken(self, frames):
+        one, two, three = (way_compute(frames, way) for way in frames.rules["uniform"])
+        assert one == pytest.approx((frames.least_macs + frames.look_macs) / frames.full_macs)
+        for compute, way in ((one, 0), ((two + three) / 2, 1), (1.0, 2)):
+            policy = rule_policy(frames, "fixed-uniform", compute)
+            assert policy.actions.flatten().tolist() == list(frames.rules["uniform"][way])
+
+    def test_too_little_and_unknown_rules_are_told(self, frames, task):
+        with pytest.raises(ValueError, match="compute: expected at least 0.*cheapest way of fixed-middle, got 0.01"):
+            rule_policy(frames, "fixed-middle", 0.01)
+        with pytest.raises(ValueError, match="unknown rule of layer-skip"):
+            rule_policy(task, "fixed-uniform", 0.5)
+
+    def test_centre_then_corners_are_the_fixed_way_of_crops(self, random_backbone):
+        crops = make_task("patch-crop", random_backbone())
+        assert crops.rules["centre"][-1] == crops.onward

@@ -129,7 +129,7 @@ def test_taken_name_is_refused():
 def test_unknown_name_lists_close_and_all_names_and_mentions_paths():
     with pytest.raises(
         ValueError,
-        match="did you mean digits.*cluttered-digits, digit-clips, digits, noisy-digits, got 'digit'.*path of",
+        match="did you mean digits.*digit-clips, digits, key-phrases, noisy-digits, got 'digit'.*path of",
     ) as e:
         load("digit")
     assert "ImageFolder" in str(e.value)

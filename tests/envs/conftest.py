@@ -10,7 +10,6 @@ from skipgym.backbones import Backbone
 from skipgym.data import Augment, ImageData, Part
 from skipgym.envs import Choice, Engine, Hard, State, Task, make_reward, make_task
 from skipgym.envs.rollout import advance
-from skipgym.envs.task import task_class
 from skipgym.ids import TASKS
 
 # (task, backbone) that every contract is tested on: each of ours, on feature maps and on tokens, or on its own kinds;
@@ -18,6 +17,7 @@ from skipgym.ids import TASKS
 OWN = {
     "channel-width": ("slim-resnet8-w4", "us-resnet8-w4"),
     **dict.fromkeys(("resolution", "patch-crop", "frame-select"), ("resnet8-w4", "resnet14-w4")),
+    "time-skip": ("words-w8", "resnet8-w4"),
 }
 CASES = [(name, OWN.get(name, ("resnet8-w4", "vit_tiny"))[kind]) for kind in (0, 1) for name in TASKS]
 SKIPPING = [case for case in CASES if case[0] in ("layer-skip", "block-drop")]  # what they execute has a hand formula
@@ -117,7 +117,7 @@ def make_world(random_backbone) -> Callable[[str, str], World]:
 
     def make(name: str, backbone: str) -> World:
         if (name, backbone) not in worlds:
-            kind = "frames" if task_class(name).takes_clips else "crops"
+            kind = {"frame-select": "frames", "time-skip": "steps"}.get(name, "crops")
             task = make_task(name, random_backbone(backbone, reader=kind))
             images = torch.rand((7, *task.blank().shape[1:]), generator=torch.Generator().manual_seed(0))
             worlds[name, backbone] = World(task, task.prepare(images))

@@ -119,6 +119,15 @@ def test_fixed_way_spreads_from_the_middle_outwards(random_backbone):
     assert sorted(task.onward) == spread(MOMENTS, 2) == [2, 4]
 
 
+def test_rules_are_the_ways_that_people_would_try(random_backbone):
+    rules = make_task("frame-select", random_backbone(reader="frames")).rules
+    assert rules["uniform"] == [(3, 0, 0), (2, 4, 0), (1, 3, 4)]
+    assert rules["first"] == [(1, 0, 0), (1, 2, 0), (1, 2, 3)]
+    assert rules["middle"] == [(2, 0, 0), (2, 3, 0), (2, 3, 1)]
+    assert rules["last"] == [(4, 0, 0), (4, 3, 0), (4, 3, 2)]
+    assert rules["first-last"] == [(1, 0, 0), (1, 4, 0), (1, 4, 2)]
+
+
 def test_pictures_are_strips_in_which_regions_lie(task):
     images = noise(2)
     strip = task.pictures(images)

@@ -13,6 +13,7 @@ from stable_baselines3.common.env_checker import check_env as check_env_sb3
 import skipgym
 from skipgym import ids
 from skipgym.data import load
+from skipgym.envs.task import task_class
 from skipgym.ids import TASKS
 
 IDS = [f"skipgym/{name}-v0" for name in TASKS.values()]
@@ -91,9 +92,10 @@ def test_environment_can_be_pickled_in_the_middle_of_an_episode(env_id):
 
 
 def test_options_reach_the_environment(env_id):
-    env = gym.make(env_id, backbone="resnet20", reward="block-drop", price=0, part="test", policy_macs=9).unwrapped
+    named = task_class(gym.spec(env_id).kwargs["task"]).default_backbone
+    env = gym.make(env_id, backbone=named, reward="block-drop", price=0, part="test", policy_macs=9).unwrapped
     engine = env.engine
     assert engine.reward.config() == {"name": "block-drop", "gamma": 5.0}
     test = load(type(engine.task).default_data).test
     assert (engine.low, engine.high, engine.policy_macs, len(engine.images)) == (0, 0, 9, len(test))
-    assert engine.task.backbone.name == type(engine.task).architecture("resnet20")
+    assert engine.task.backbone.name == type(engine.task).architecture(named)

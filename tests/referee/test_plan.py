@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from skipgym.referee.methods import METHODS, check_methods
+from skipgym.referee.methods import METHODS, check_methods, is_learned
 from skipgym.referee.plan import DEFAULT_AGENTS, Budget, Cell, CompareConfig, cells
 
 IDENTITY = {"backbone": "b" * 16, "data": "d" * 16}
@@ -88,6 +88,13 @@ def test_thresholds_are_compared_where_the_task_has_exits():
     config = CompareConfig(agents=("ppo",), targets=(0.4, 0.5), seeds=2)
     more = {(cell.method, len(cell.budgets)) for cell in set(cells(config, exits=True)) - set(cells(config))}
     assert more == {("threshold", 2), ("threshold-entropy", 2), ("threshold-patience", 2)}
+
+
+def test_fixed_rules_of_the_task_are_compared_once_and_not_as_learned():
+    config = CompareConfig(agents=("ppo",), targets=(0.4, 0.7), seeds=2)
+    found = [cell for cell in cells(config, rules=("uniform",)) if cell.method == "fixed-uniform"]
+    assert [(cell.seed, len(cell.budgets)) for cell in found] == [(0, 2)]
+    assert not is_learned("fixed-uniform")
 
 
 def test_threshold_is_always_compared_and_not_asked_for(backbone):
