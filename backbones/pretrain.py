@@ -72,6 +72,7 @@ def pretrain(config: PretrainConfig, *, data: ImageData | None = None, quiet: bo
     elif config.has_reader:
         config.reader_recipe().check_data(images)
         config.reader_recipe().build(backbone)
+    images = images.with_vocabulary(backbone.vocabulary)  # of weights that it starts from
     trainer = Trainer(backbone, images.frames(), config, device=device)
     config.out.mkdir(parents=True, exist_ok=True)
     write_whole(config.out / CONFIG, lambda path: path.write_text(json.dumps(settings, indent=2) + "\n"))
@@ -118,6 +119,7 @@ def _with_parts(
     config: PretrainConfig, backbone: Backbone, data: ImageData, device: torch.device, quiet: bool
 ) -> Backbone:
     """Return a finished backbone with all that was asked for beside it."""
+    data = data.with_vocabulary(backbone.vocabulary)
     backbone = _with_exits(config, backbone, data.frames(), device, quiet)
     if not config.has_reader:
         return backbone

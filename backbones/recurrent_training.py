@@ -16,9 +16,10 @@ from ..data import ImageData, Part
 from .backbone import Backbone
 from .card import write_part
 from .exit_training import check_enough, varied_batches
+from .moments import frame_macs
 from .reader import reader_files, reader_tensors
 from .recurrent import CellKind, Recurrent
-from .sequences import encode_step_macs, prepare_steps, step_features
+from .sequences import prepare_steps, step_features
 
 REVISION = 1  # of the training code; raise it when the same recipe gives other weights
 
@@ -75,7 +76,7 @@ class RecurrentRecipe:
         Raises:
             ValueError: If that gives no feature maps.
         """
-        encode_step_macs(backbone)
+        frame_macs(backbone)  # which refuses one without
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
             shape = {"steps": steps, "cell": self.cell, "hidden": self.hidden, "skim": self.skim}

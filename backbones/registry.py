@@ -22,6 +22,7 @@ from .msdnet import MSDNet
 from .ranet import RANet
 from .reader import build_reader, reader_files
 from .slimmable import Kind
+from .words import Words
 
 Builder = Callable[..., tuple[nn.Module, list[str]]]
 
@@ -123,7 +124,8 @@ def make_backbone(
     build = partial(entry.build, vocabulary=len(vocabulary)) if entry.words else entry.build
     try:
         network, blocks = build(num_classes, shape)
-        mean, std = getattr(network, "mean", mean), getattr(network, "std", std)  # of numbers that are no colours
+        if isinstance(network, Words):
+            mean, std = network.mean, network.std  # its input are numbers, not colours
         backbone = Backbone(network, blocks, name=name, input_shape=shape, mean=mean, std=std, class_names=class_names)
     except (RuntimeError, AssertionError) as error:  # torchvision asserts that patches fill the image
         raise ValueError(

@@ -7,7 +7,6 @@ from torch.nn import functional as F
 from ..data.clips import clip_lengths
 from .backbone import Backbone
 from .glimpses import encode
-from .moments import frame_macs
 
 
 def prepare_steps(backbone: Backbone, clips: Tensor, steps: int) -> tuple[Tensor, Tensor]:
@@ -48,15 +47,6 @@ def step_features(backbone: Backbone, x: Tensor) -> Tensor:
     for block in backbone.blocks:
         x = block.run(x)
     return x.mean((2, 3))
-
-
-def encode_step_macs(backbone: Backbone) -> int:
-    """Return what `step_features` costs, in MACs of one step.
-
-    Raises:
-        ValueError: If the network gives no feature maps.
-    """
-    return frame_macs(backbone)
 
 
 def glimpse_of_step(backbone: Backbone, x: Tensor, side: int) -> Tensor:

@@ -10,10 +10,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..backbones.backbone import Backbone
-from ..backbones.moments import check_clips
+from ..backbones.moments import check_clips, frame_macs
 from ..backbones.recurrent import Recurrent
 from ..backbones.sequences import (
-    encode_step_macs,
     glimpse_of_step,
     prepare_steps,
     step_features,
@@ -75,7 +74,8 @@ class TimeSkip(Task):
         cell. Leaving out costs nothing, and its step is not looked at by the network. `full_macs` is what reading all
         `steps` costs and one answer; a shorter sequence costs less, even read whole.
 
-    Sequences of a batch may differ in length: of a clip the last frame repeats, and of a text one end mark is read.
+    Sequences of a batch may differ in length: of a clip the last frame repeats, and of a text one end mark is read. Of
+    texts longer than those that the network was trained on the rest is left out.
 
     The backbone carries the recurrent network, trained on it frozen with steps left out at random: `skipgym pretrain
     --recurrent` leaves it beside its weights, and for embedded data it is trained on first use. `--backbone words`
@@ -119,7 +119,7 @@ class TimeSkip(Task):
         self.moves = _moves(*far, skims=reader.skim > 0)
         self.decisions, self.horizon = (len(self.moves) + 1,), reader.steps
         self.least_macs = reader.answer_macs
-        step = encode_step_macs(self.backbone)
+        step = frame_macs(self.backbone)
         self.read_macs = step + reader.step_macs + reader.answer_macs
         self.skim_macs = step + reader.skim_macs + reader.answer_macs
         self.step_shape = step_shape(self.backbone)
@@ -135,7 +135,8 @@ class TimeSkip(Task):
             return backbone
         from ..backbones.embedded import pretrained_recurrent
 
-        return pretrained_recurrent(backbone, data, **{name: options[name] for name in RECURRENT if name in options})
+        asked = {name: options[name] for name in RECURRENT if options.get(name) is not None}
+        return pretrained_recurrent(backbone, data, **asked)
 
     def check_reader(self, asked: dict[str, Any]) -> None:
         """Raise a ValueError unless the backbone carries a recurrent network, the one that was asked for."""
@@ -212,9 +213,9 @@ class TimeSkip(Task):
         return [(0.0, float(place * width), float(height), float(width)) for place, _ in self.read_places(actions)]
 
     def check_images(self, images: Tensor) -> None:
-        """Raise a ValueError unless these are sequences that the network can take step by step, and no longer ones."""
+        """Raise a ValueError unless these are texts, or clips no longer than what the network was trained on."""
         check_clips(self.backbone, images)
-        if images.shape[1] > self.reader.steps:
+        if images.shape[1] > self.reader.steps and not self.backbone.vocabulary:
             raise ValueError(
                 f"clips: expected at most the {self.reader.steps} steps that the recurrent network was trained on, got "
                 f"{images.shape[1]}. Cut them, or train another."
@@ -222,7 +223,8 @@ class TimeSkip(Task):
 
     def prepare(self, images: Tensor) -> Tensor:
         """Return a row for each sequence: its steps as the network takes them, and which of them are real."""
-        source, real = prepare_steps(self.backbone, images.to(self.device), self.reader.steps)
+        steps = self.reader.steps
+        source, real = prepare_steps(self.backbone, images[:, :steps].to(self.device), steps)
         return torch.cat([source.flatten(1), real], 1)
 
     def blank(self) -> Tensor:

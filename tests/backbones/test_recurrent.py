@@ -1,15 +1,20 @@
 """Recurrent networks over steps: costs by hand, skimming, training that leaves the frozen network alone."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
-from skipgym.backbones import make_backbone
+from skipgym.backbones import load_backbone, make_backbone
+from skipgym.backbones.pretrain import pretrain
 from skipgym.backbones.reader import build_reader, reader_tensors
+from skipgym.backbones.recipe import PretrainConfig
 from skipgym.backbones.recurrent import Recurrent
 from skipgym.backbones.recurrent_training import RecurrentRecipe, answers_after, draw_skips, train_recurrent
 from skipgym.backbones.sequences import prepare_steps
 from skipgym.data import load
 from skipgym.data.words import as_clips
+from skipgym.envs import make_task
 
 VOCABULARY = tuple("abcdefgh")
 
@@ -88,7 +93,7 @@ class TestTraining:
         data = load("key-phrases")
         words = make_backbone("words-w8", **data.shape)
         part = data.train.subset(64)
-        trained = train_recurrent(words, _only(data, part), RecurrentRecipe(epochs=1, batch_size=32, hidden=4))
+        trained = train_recurrent(words, replace(data, train=part), RecurrentRecipe(epochs=1, batch_size=32, hidden=4))
         assert trained.fingerprint() == words.fingerprint()
         assert trained.reader.config["steps"] == 25
         with pytest.raises(ValueError, match="expected clips or texts for a recurrent network, got images"):
@@ -103,7 +108,31 @@ class TestTraining:
             RecurrentRecipe(hidden=0)
 
 
-def _only(data, part):
-    from dataclasses import replace
+class TestPretrain:
+    @pytest.fixture(scope="class")
+    def small(self):
+        data = load("key-phrases")
+        parts = {name: data.part(name).subset(32) for name in ("train", "policy", "val", "test")}
+        return replace(data, **parts)
 
-    return replace(data, train=part)
+    @pytest.fixture(scope="class")
+    def out(self, small, tmp_path_factory):
+        out = tmp_path_factory.mktemp("words") / "run"
+        sizes = {"epochs": 1, "reader_epochs": 1, "batch_size": 16, "recurrent_hidden": 4, "recurrent_skim": 2}
+        pretrain(
+            PretrainConfig(backbone="words-w4", data="-", out=out, recurrent="lstm", **sizes), data=small, quiet=True
+        )
+        return out
+
+    def test_recurrent_network_lies_beside_its_vectors_and_makes_a_task(self, out, small):
+        backbone = load_backbone("words-w4", out / "backbone.safetensors", **small.shape)
+        assert (backbone.reader.config["cell"], backbone.reader.config["skim"]) == ("lstm", 2)
+        assert make_task("time-skip", backbone).least_macs == 4 * 4
+
+    def test_other_data_finds_the_vocabulary_of_the_weights(self, out, small):
+        shape = {**small.shape, "vocabulary": ("other",)}
+        assert load_backbone("words-w4", out / "backbone.safetensors", **shape).vocabulary == small.vocabulary
+
+    def test_crops_beside_it_are_told(self, tmp_path):
+        with pytest.raises(ValueError, match="recurrent: expected none beside --patch or --moments"):
+            PretrainConfig(out=tmp_path, recurrent="gru", patch=4)

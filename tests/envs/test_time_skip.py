@@ -227,7 +227,15 @@ class TestErrors:
         with pytest.raises(ValueError, match=told):
             make_task("time-skip", random_backbone("words-w8"), **options)
 
-    def test_longer_sequences_and_images_are_told(self, task, clips):
-        for images in (as_clips([["a"] * 8], VOCABULARY, 9), clips[:, 0], clips.float()):
+    def test_unfit_inputs_are_told(self, task, clips):
+        for images in (clips[:, 0], clips.float() + 1, clips[..., :1]):
             with pytest.raises(ValueError, match="expected"):
                 Controller(task, StaticPolicy((READ,) * STEPS, 1))(images)
+
+    def test_longer_clips_are_told_and_longer_texts_cut(self, task, random_backbone):
+        frames = make_task("time-skip", random_backbone(reader="steps"))
+        with pytest.raises(ValueError, match="expected at most the 6 steps .*got 7"):
+            frames.check_images(torch.zeros((1, STEPS + 1, 1, 8, 8), dtype=torch.uint8))
+        long = as_clips([list("abcdefgh")], VOCABULARY, 9)
+        task.check_images(long)
+        assert torch.equal(task.untouched(long), by_hand(task, long[:, :STEPS], range(STEPS)))
