@@ -35,9 +35,7 @@ def masked(trial: Trial) -> Iterator[Failure]:
 def spared(trial: Trial) -> Iterator[Failure]:
     """A task that spares its states' features gives the same where they are overwritten."""
     if trial.task.spares_features:
-        remedy = (
-            "Look at state.features before choice.among only, and keep no view of them; or do not spare them."
-        )
+        remedy = "Look at state.features before choice.among only, and keep no view of them; or do not spare them."
         yield from _alike(trial, "features spared", partial(Hard, overwrites=True), remedy)
 
 
