@@ -42,7 +42,7 @@ def route(branches: Sequence[Branch], x: Tensor, chosen: Tensor, *, in_place: bo
     for branch, rows in moved:
         values = branch(take(x, rows))
         out = _room(values, len(x)) if out is None else out
-        _put(out, rows, values)
+        out.index_copy_(0, rows, values)
     assert out is not None
     return out
 
@@ -67,8 +67,3 @@ def _room(values: Tensor, count: int) -> Tensor:
     """Return room for so many rows like these."""
     layout = torch.channels_last if values.dim() == 4 else torch.contiguous_format
     return torch.empty((count, *values.shape[1:]), dtype=values.dtype, device=values.device, memory_format=layout)
-
-
-def _put(out: Tensor, rows: Tensor, values: Tensor) -> None:
-    """Write rows to their places."""
-    out.index_copy_(0, rows, values)
