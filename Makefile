@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-SOURCES := $(wildcard agents/*.py backbones/*.py data/*.py envs/*.py referee/* runtime/*.py scripts/*.py skipgym/*.py testing/*.py) pyproject.toml
+SOURCES := $(wildcard agents/*.py backbones/*.py bench/*.py data/*.py envs/*.py referee/* runtime/*.py scripts/*.py skipgym/*.py testing/*.py) pyproject.toml
 TYPED := build/typed
 
 .PHONY: demo test check format docs clean

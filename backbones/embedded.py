@@ -3,13 +3,11 @@
 import os
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from tqdm import tqdm
 
 from ..data import ImageData
@@ -21,6 +19,7 @@ from .pretrain import check_held_out, final_accuracy, random_start
 from .reader_training import ReaderRecipe, train_reader, write_reader
 from .recipe import Recipe
 from .registry import _find, read_exits, read_reader
+from .threads import threads
 from .trainer import Trainer
 
 EMBEDDED = {
@@ -158,7 +157,7 @@ def _once(
     try:
         return read(weights)
     except (ValueError, OSError):  # absent, or damaged: to be trained
-        with _one_thread():
+        with threads(1):
             trained = train()
     try:
         weights.parent.mkdir(parents=True, exist_ok=True)
@@ -177,7 +176,7 @@ def _intact(directory: Path, name: str, data: ImageData) -> Backbone | None:
 
 def _train_embedded(name: str, data: ImageData, recipe: Recipe, directory: Path) -> Backbone:
     trainer = Trainer(random_start(name, data, recipe.seed), data.frames(), recipe)
-    with _one_thread():
+    with threads(1):  # faster for tiny images, and the weights do not depend on how many cores there are
         for _ in tqdm(range(recipe.epochs), f"training {name} on {data.name}, once", leave=False, disable=None):
             trainer.run_epoch()
     card = describe(trainer.finish(), data, asdict(recipe), final_accuracy(trainer))
@@ -189,17 +188,6 @@ def _train_embedded(name: str, data: ImageData, recipe: Recipe, directory: Path)
             stacklevel=3,
         )
     return trainer.backbone
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """Compute on one core: faster for tiny images, and the weights do not depend on how many there are."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _publish(directory: Path, backbone: Backbone, card: dict[str, Any], data: ImageData) -> None:

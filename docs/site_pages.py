@@ -23,7 +23,7 @@ from skipgym.scripts.cli import COMMANDS, main, usage
 
 INSTALLED = next(Path(entry).resolve() for entry in sys.path if (Path(entry) / "skipgym" / "envs").is_dir())
 """Where the packages lie as they import; in a checkout `skipgym/` is only one of them."""
-PACKAGES = ("envs", "agents", "backbones", "data", "referee", "runtime", "testing")
+PACKAGES = ("envs", "agents", "backbones", "data", "referee", "bench", "runtime", "testing")
 EXAMPLE = ("resnet20", (1, 8, 8))
 """Backbone and images for which task pages give figures."""
 

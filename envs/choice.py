@@ -99,8 +99,11 @@ class Masked(Hard):
 
     def among(self, branches: Sequence[Branch], x: Tensor) -> Tensor:
         """Run every branch on all rows and keep what was chosen."""
-        results = torch.stack([branch(x) for branch in branches])
-        return results[self.actions, torch.arange(len(x), device=x.device)]
+        first, *others = (branch(x) for branch in branches)
+        rows = (-1, *(1,) * (first.dim() - 1))
+        for option, result in enumerate(others, 1):
+            first = torch.where((self.actions == option).view(rows), result, first)
+        return first
 
     def only(self, option: int, branch: Branch, x: Tensor, shape: Sequence[int]) -> Tensor:
         """Run the branch on all rows, and make zeros of those that did not choose the option."""

@@ -62,6 +62,7 @@ class Engine:
         num_envs: Number of slots.
         augment: How images are varied; not at all by default.
         policy_macs: What one decision of the policy costs, in MACs; it is charged as compute.
+        choose: How actions are executed: `Masked` runs everything, to compare against.
     """
 
     def __init__(
@@ -74,11 +75,13 @@ class Engine:
         num_envs: int,
         augment: Augment | None = None,
         policy_macs: int = 0,
+        choose: type[Hard] = Hard,
     ):
         if num_envs < 1:
             raise ValueError(f"num_envs: expected at least 1, got {num_envs}.")
         self.low, self.high = _price_range(price)
         self.task, self.reward, self.num_envs, self.policy_macs = task, reward, num_envs, policy_macs
+        self.choose = choose
         self.gains = Gains(task, reward, num_envs)
         self.augment = augment or Augment()
         self.layout = Layout.of(task, priced=isinstance(price, Sequence))
@@ -134,7 +137,7 @@ class Engine:
         def decide(state: State) -> Hard:
             chosen = actions[state.rows]
             self.tally.count(state.position * parts, chosen)
-            return Hard(chosen)
+            return self.choose(chosen)
 
         base = self._gain_base()
         self.cohorts, answered = advance(self.task, self.cohorts, decide)

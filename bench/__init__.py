@@ -1,0 +1,1 @@
+"""How fast things are: against other ways of doing the same, and against what cannot be beaten."""

@@ -1,0 +1,86 @@
+"""Decisions per second of an environment that looks up what was computed once."""
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..data import ImageData, Part
+from ..envs.engine import Engine
+from ..envs.sb3_env import SkipSB3Env
+from ..envs.tabulated import Tabulated, tickets
+from ..envs.task import Task
+from ..envs.tree import explore
+from .environments import episode
+from .ground import Ground
+from .race import Runner, Spread, race
+
+
+@dataclass(frozen=True, kw_only=True)
+class TableSize:
+    """How large a table is measured."""
+
+    images: int = 64
+    """Whose ways through are computed."""
+    copies: int = 16
+    """How often each row stands in the table, so that it does not fit into a cache."""
+    envs: tuple[int, ...] = (256, 4096)
+    """Slots of the environments that look it up."""
+
+    def __post_init__(self) -> None:
+        """Check the counts."""
+        if min(self.images, self.copies, *self.envs) < 1 or not self.envs:
+            raise ValueError(f"table: expected images, copies and envs of at least 1, got {self}.")
+
+
+def table_of(ground: Ground, task: Task, data: ImageData, size: TableSize) -> tuple[Tabulated, ImageData]:
+    """Return a task that looks up its outcomes in memory, and its data, tickets to them.
+
+    Raises:
+        ValueError: If the task has too many ways through.
+    """
+    images = data.policy.images[: size.images]
+    seen = explore(task, images)
+    rows = seen.flat().repeat(size.copies, 1)
+    source = torch.arange(len(images)).repeat(size.copies)
+    part = Part(tickets(torch.arange(len(rows))), data.policy.labels[source])
+    table = Tabulated(task, seen.tree, rows, images, source)
+    return table, replace(data, train=part, policy=part, val=part, test=part, varied=True)
+
+
+def pace_of_table(
+    ground: Ground, task: Task, data: ImageData, size: TableSize, told: Callable[[], object] = lambda: None
+) -> dict[str, Any]:
+    """Return decisions per second for several numbers of slots: of the engine, and as stable-baselines3 sees it.
+
+    Raises:
+        ValueError: If the task has too many ways through.
+    """
+    table, tabled = table_of(ground, task, data, size)
+    runners: dict[str, Runner] = {}
+    for count in size.envs:
+        actions = ground.actions(table, count)
+        runners[f"engine, {count} slots"] = _played(ground.engine(table, tabled, count), actions)
+        runners[f"stable-baselines3, {count} slots"] = episode(SkipSB3Env(ground.engine(table, tabled, count)), actions)
+    run = race(runners, ground.rounds, told)
+    return {
+        "bytes": table.observations.untyped_storage().nbytes(),
+        "rows": len(table.source),
+        "ways": table.tree.leaves,
+        "per_second": {name: asdict(Spread.of(rates)) for name, rates in run.rates.items()},
+    }
+
+
+def _played(engine: Engine, actions: list[np.ndarray]) -> Runner:
+    """Return a runner that takes these actions without leaving torch, as our own learners do."""
+    chosen = [torch.as_tensor(one) for one in actions]
+    engine.reset()
+
+    def run() -> int:
+        for one in chosen:
+            engine.step(one)
+        return len(chosen) * engine.num_envs
+
+    return run

@@ -1,0 +1,150 @@
+"""`skipgym bench env`: decisions per second, as ratios in one run, and where a learner's time goes."""
+
+import json
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import tyro
+from rich.console import Console
+from rich.table import Table
+from tqdm import tqdm
+
+from ..agents.evaluate import versions
+from ..backbones.threads import threads
+from ..bench.environments import compare_environments
+from ..bench.ground import Ground
+from ..bench.learners import AGENTS, KINDS, spend
+from ..bench.race import machine
+from ..bench.tables import TableSize, pace_of_table
+from ..envs.tree import check_small
+
+What = Literal["environments", "learners", "table"]
+NAMES = {
+    "ours": "ours, batched",
+    "limit": "limit: the same executions, bare",
+    "masked": "ours, everything executed",
+    "single": "single ones in DummyVecEnv",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config(Ground):
+    """Measure how fast an environment is: against the bare network, masked execution, and single environments.
+
+    Also where the wall-clock of PPO and of our REINFORCE goes, and how fast an outcome table is. Weights and images are
+    random. All of a kind run in turn, and ratios are formed round by round.
+    """
+
+    what: tuple[What, ...] = ("environments", "learners")
+    """What to measure; table: for tasks with few ways through."""
+    single_envs: int = 64
+    """Single environments in DummyVecEnv."""
+    images: int = 2048
+    """Episodes that each learner trains for."""
+    table: TableSize = field(default_factory=TableSize)
+    """How large a table, and for how many."""
+    out: Path | None = None
+    """File for the figures (JSON); new."""
+
+    def __post_init__(self) -> None:
+        """Check what is not the ground's."""
+        super().__post_init__()
+        for name in ("single_envs", "images"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)}.")
+        if not self.what:
+            raise ValueError(f"what: expected one or more of {', '.join(get_args(What))}, got none.")
+        if self.out and (self.out.exists() or not self.out.parent.is_dir()):
+            raise FileExistsError(f"--out {self.out}: expected a new file in a directory that exists. Choose another.")
+
+
+def main(arguments: list[str]) -> int:
+    """Run the command."""
+    config = tyro.cli(Config, args=arguments, prog="skipgym bench env")
+    with threads(config.threads):
+        found = {
+            "command": ["skipgym", "bench", "env", *arguments],
+            "config": json.loads(json.dumps(asdict(config), default=str)),
+            "machine": machine(),
+            "versions": versions(),
+            **measured(config),
+        }
+    show(found)
+    if config.out:
+        part = config.out.with_suffix(".part")
+        part.write_text(json.dumps(found, indent=1) + "\n")
+        os.replace(part, config.out)
+    return 0
+
+
+def measured(config: Config) -> dict[str, Any]:
+    """Return the figures of each kind that was asked for.
+
+    Raises:
+        ValueError: If the task cannot be measured so; told before anything is.
+    """
+    data = config.data()
+    task = config.made(data)
+    if "table" in config.what:
+        check_small(task)
+    kinds: dict[What, Callable[[Callable[[], object]], Any]] = {
+        "environments": lambda told: compare_environments(
+            config, task, data, single_envs=config.single_envs, told=told
+        ).as_json("ours"),
+        "learners": lambda told: {
+            agent: spend(config, task, data, agent=agent, images=config.images) for agent in AGENTS
+        },
+        "table": lambda told: pace_of_table(config, task, data, config.table, told),
+    }
+    with tqdm(desc="bench", unit="run", leave=False, disable=None) as bar:
+        return {kind: kinds[kind](bar.update) for kind in config.what}
+
+
+def show(found: Mapping[str, Any]) -> None:
+    """Print the figures as tables."""
+    console = Console()
+    console.width = max(console.width, 100)  # a narrower terminal, or a file, would fold the figures
+    config, on, torch = found["config"], found["machine"], found["versions"]["torch"]
+    shape = " x ".join(map(str, config["shape"]))
+    console.print(f"{config['task']}, {config['backbone']}, images of {shape}, {config['num_envs']} slots")
+    console.print(f"{on['processor']}, {on['cores']} cores, threads: {on['threads']}, torch {torch}")
+    tables = {"environments": _environments, "learners": _learners, "table": _table}
+    for kind, table in tables.items():
+        if kind in found:
+            console.print(table(found[kind]))
+
+
+def _environments(found: Mapping[str, Any]) -> Table:
+    table = Table(title="decisions per second (quartiles), and how many times as fast ours is")
+    for column in ("", "decisions per second", "ours to it"):
+        table.add_column(column, justify="right" if column else "left")
+    for name, rate in found["per_second"].items():
+        table.add_row(NAMES[name], _spread(rate, ",.0f"), _spread(found["ratio"].get(name), ".2f"))
+    return table
+
+
+def _learners(found: Mapping[str, Mapping[str, float]]) -> Table:
+    table = Table(title="where a learner's wall-clock goes, validation aside")
+    for column in ("", *found, "what"):
+        table.add_column(column, justify="right" if column in found else "left")
+    for kind, what in KINDS.items():
+        shares = [f"{seconds[kind] / sum(seconds.values()):.1%}" for seconds in found.values()]
+        table.add_row(kind, *shares, what)
+    return table
+
+
+def _table(found: Mapping[str, Any]) -> Table:
+    table = Table(title=f"from an outcome table of {found['rows']:,} rows, {found['bytes'] / 1e6:,.0f} MB")
+    for column in ("", "decisions per second"):
+        table.add_column(column, justify="right" if column else "left")
+    for name, rate in found["per_second"].items():
+        table.add_row(name, _spread(rate, ",.0f"))
+    return table
+
+
+def _spread(found: Mapping[str, float] | None, form: str) -> str:
+    """Return the median, with the quartiles."""
+    return "" if found is None else "{median:{f}} [{low:{f}}, {high:{f}}]".format(**found, f=form)
