@@ -111,11 +111,12 @@ def _new(path: str | Path) -> Path:
 def _written(controller: Controller, input_type: InputType) -> "onnx.ModelProto":
     """Return the model that a file holds, compared with the controller."""
     from ..runtime.flow import with_branches
+    from ..runtime.tidy import tidied
 
     name = controller.task.name
     try:
         marked, costs, batched = _marked(controller, input_type)
-        model = with_branches(marked)
+        model = tidied(with_branches(marked))
         for value in model.graph.input:
             value.type.tensor_type.shape.dim[0].dim_value = 1
         content = describe(controller, input_type, costs, batched=batched)
@@ -206,18 +207,17 @@ def _marked(controller: Controller, input_type: InputType) -> tuple[Any, list[li
 
     A task that reads the number of rows as a Python number, `len(x)` in place of `x.shape[0]`, is traced for one row.
     """
-    task, costs, batched = controller.task, list[list[float]](), True
-    traced = TracedController(task, controller.policy, before_macs=before_macs(task), costs=costs.append).eval()
+    task, batched = controller.task, True
+    traced = TracedController(task, controller.policy, before_macs=before_macs(task)).eval()
     program = _program(traced, input_type, rows=2)
     if isinstance(_rows(program), int):
-        costs.clear()
         batched, program = False, _program(traced, input_type, rows=1)
     written = torch.onnx.export(
         program, dynamo=True, opset_version=OPSET, input_names=["image", "price"], output_names=OUTPUTS, verbose=False
     )
     if written is None:
         raise RuntimeError("export: expected torch.onnx to return a program, got none.")
-    return written.model_proto, costs, batched
+    return written.model_proto, [costs for _, costs in traced.bill.entries], batched
 
 
 def _rows(program: torch.export.ExportedProgram) -> int | torch.SymInt:
