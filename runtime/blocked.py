@@ -303,13 +303,14 @@ class _Scope:
     def _slice(self, node: NodeProto) -> bool:
         """Take every so many rows or columns, which is a pooling of single pixels."""
         found = self.find(node.input[0])
-        starts, ends, axes, steps = self._constants(node.input[1:], 4)
-        if found is None or any(one is None or one.size != 1 for one in (starts, ends, axes, steps)):
+        given = [int(one[0]) for one in self._constants(node.input[1:], 4) if one is not None and one.size == 1]
+        if found is None or len(given) < 4:
             return False
-        axis = int(axes[0]) % NATURAL
-        whole = axis >= 2 and starts[0] == 0 and steps[0] > 0 and ends[0] >= self._shape(node.input[0])[axis - 1] > 0
+        start, end, axis, step = given
+        axis %= NATURAL
+        whole = axis >= 2 and start == 0 and step > 0 and end >= self._shape(node.input[0])[axis - 1] > 0
         if whole:
-            strides = [int(steps[0]) if axis == 2 else 1, int(steps[0]) if axis == 3 else 1]
+            strides = [step if axis == 2 else 1, step if axis == 3 else 1]
             self.emit("MaxPool", [found], self._new(node.output[0]), kernel_shape=[1, 1], strides=strides)
         return whole
 

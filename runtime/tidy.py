@@ -37,9 +37,10 @@ def _replace(graph: GraphProto, nodes: list[NodeProto]) -> None:
     weights = [one for one in graph.initializer if one.name in taken]
     known = {name for node in nodes for name in node.output}
     infos = [one for one in graph.value_info if one.name in known]
-    for held, new in ((graph.node, nodes), (graph.initializer, weights), (graph.value_info, infos)):
-        del held[:]
-        held.extend(new)
+    del graph.node[:], graph.initializer[:], graph.value_info[:]
+    graph.node.extend(nodes)
+    graph.initializer.extend(weights)
+    graph.value_info.extend(infos)
 
 
 def _changes_nothing(node: NodeProto, types: dict[str, onnx.ValueInfoProto]) -> bool:
