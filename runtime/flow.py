@@ -81,10 +81,10 @@ def _replace(graph: _Graph, choose: NodeProto) -> None:
         _subgraph(graph, nodes, result, f"{choose.output[0]}/{index}")
         for index, (nodes, result) in enumerate(zip(made, results, strict=True))
     ]
+    graph.nodes = [node for node in graph.nodes if id(node) not in gone]
     steps = _ifs(graph, option, subgraphs, choose.output[0])
     place = next(index for index, node in enumerate(graph.nodes) if node is choose)
-    before, after = graph.nodes[:place], graph.nodes[place + 1 :]
-    graph.nodes = [node for node in before if id(node) not in gone] + steps + after
+    graph.nodes[place : place + 1] = steps
 
 
 def _ifs(graph: _Graph, option: str, subgraphs: Sequence[GraphProto], output: str) -> list[NodeProto]:
