@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from ..envs.task import Task
 from ..runtime.extra import need
 from ..runtime.file import FORMAT, KEY, Card, graph_hash
 from ..runtime.runtime import Runtime
@@ -47,9 +48,7 @@ def export_onnx(controller: Controller, path: str | Path, *, input_type: InputTy
         ValueError: If the task or the policy cannot be written, or decides or answers otherwise than in torch.
     """
     need("onnx", "onnxruntime", "onnxscript")
-    path = Path(path)
-    if path.exists():
-        raise FileExistsError(f"export: expected a new file, got {path}, which exists. Choose another name.")
+    path = _new(path)
     if isinstance(controller.policy, RandomPolicy):
         raise ValueError("export: expected a policy without chance, got random. Export a trained one, or static.")
     if controller.task.alike:
@@ -65,14 +64,59 @@ def export_onnx(controller: Controller, path: str | Path, *, input_type: InputTy
     return path
 
 
+def export_static(task: Task, path: str | Path) -> Path:
+    """Write the untouched network as a plain ONNX file, to compare speeds with: `image` to `logits`, any rows.
+
+    Args:
+        task: Whose network; images are floats in 0…1.
+        path: Of the file, which must not exist.
+
+    Raises:
+        FileExistsError: If the file exists.
+        ImportError: If the extra `onnx` is not installed.
+    """
+    need("onnx", "onnxscript")
+    path, rows = _new(path), {0: torch.export.Dim.DYNAMIC}
+    image = torch.zeros((2, *task.backbone.input_shape))
+    with torch.no_grad():
+        program = torch.export.export(_Untouched(task).eval(), (image,), dynamic_shapes=(rows,), strict=False)
+        written = torch.onnx.export(
+            program, dynamo=True, opset_version=OPSET, input_names=["image"], output_names=["logits"], verbose=False
+        )
+    if written is None:
+        raise RuntimeError("export: expected torch.onnx to return a program, got none.")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(written.model_proto.SerializeToString())
+    return path
+
+
+class _Untouched(nn.Module):
+    """The untouched network from images to logits."""
+
+    def __init__(self, task: Task):
+        super().__init__()
+        self.task = task
+
+    def forward(self, image: Tensor) -> Tensor:
+        return self.task.untouched(image)
+
+
+def _new(path: str | Path) -> Path:
+    path = Path(path)
+    if path.exists():
+        raise FileExistsError(f"export: expected a new file, got {path}, which exists. Choose another name.")
+    return path
+
+
 def _written(controller: Controller, input_type: InputType) -> "onnx.ModelProto":
     """Return the model that a file holds, compared with the controller."""
     from ..runtime.flow import with_branches
+    from ..runtime.tidy import tidied
 
     name = controller.task.name
     try:
         marked, costs, batched = _marked(controller, input_type)
-        model = with_branches(marked)
+        model = tidied(with_branches(marked))
         for value in model.graph.input:
             value.type.tensor_type.shape.dim[0].dim_value = 1
         content = describe(controller, input_type, costs, batched=batched)
@@ -163,18 +207,17 @@ def _marked(controller: Controller, input_type: InputType) -> tuple[Any, list[li
 
     A task that reads the number of rows as a Python number, `len(x)` in place of `x.shape[0]`, is traced for one row.
     """
-    task, costs, batched = controller.task, list[list[float]](), True
-    traced = TracedController(task, controller.policy, before_macs=before_macs(task), costs=costs.append).eval()
+    task, batched = controller.task, True
+    traced = TracedController(task, controller.policy, before_macs=before_macs(task)).eval()
     program = _program(traced, input_type, rows=2)
     if isinstance(_rows(program), int):
-        costs.clear()
         batched, program = False, _program(traced, input_type, rows=1)
     written = torch.onnx.export(
         program, dynamo=True, opset_version=OPSET, input_names=["image", "price"], output_names=OUTPUTS, verbose=False
     )
     if written is None:
         raise RuntimeError("export: expected torch.onnx to return a program, got none.")
-    return written.model_proto, costs, batched
+    return written.model_proto, [costs for _, costs in traced.bill.entries], batched
 
 
 def _rows(program: torch.export.ExportedProgram) -> int | torch.SymInt:

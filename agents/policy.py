@@ -227,8 +227,8 @@ def greedy(logits: Tensor, decisions: Sequence[int], *, shift: float = 0.0, alik
     """Return the likeliest option of each part, after a shift towards the last. (N, sum of decisions) to (N, parts)."""
     if shift:
         logits = logits + shift * torch.cat([shares_executed(count, alike=alike) for count in decisions]).to(logits)
-    if len(decisions) == 1:
-        return logits.argmax(1, keepdim=True)
+    if len(set(decisions)) == 1:
+        return logits.unflatten(1, (len(decisions), decisions[0])).argmax(2)
     return torch.stack([part.argmax(1) for part in logits.split(list(decisions), 1)], 1)
 
 

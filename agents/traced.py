@@ -25,16 +25,43 @@ DOMAIN = "skipgym"
 _numbers = itertools.count()  # no two entrances are alike, or the exporter would make them one
 
 
+class Bill:
+    """What options cost, noted while decisions are traced, and summed up in one step when all are known."""
+
+    def __init__(self):
+        self.entries: list[tuple[int, list[float]]] = []
+
+    def note(self, column: int, costs: Sequence[float]) -> None:
+        """Note what the options of a column of the actions cost; those beyond the last cost as much as that."""
+        self.entries.append((column, [float(cost) for cost in costs]))
+
+    def total(self, actions: Tensor, options: int) -> Tensor:
+        """Return what was chosen costs, nothing where actions are -1. Shape (N, columns) to (N,).
+
+        Args:
+            actions: Below `options`.
+            options: As many as a decision has at most.
+        """
+        columns, dtype = actions.shape[1], cost_dtype(actions.device)
+        table = torch.zeros(columns, 1 + options, dtype=dtype)  # the first for -1
+        for column, costs in self.entries:
+            table[column, 1:] += torch.tensor([*costs, *costs[-1:] * (options - len(costs))], dtype=dtype)
+        first = torch.arange(columns) * (1 + options) + 1
+        return table.flatten()[actions + first].sum(1)
+
+
 class Traced(Choice):
     """Actions that are known only when the file runs.
 
     Args:
-        actions: Shape (N,) or (N, parts), integers; -1 of rows that have answered.
-        costs: Notes what each option costs, whenever the task asks.
+        actions: Shape (N, parts), integers; -1 of rows that have answered.
+        bill: Notes what options cost.
+        column: Where among all actions these stand.
     """
 
-    def __init__(self, actions: Tensor, costs: Callable[[list[float]], None]):
-        self.actions, self.costs = actions, costs
+    def __init__(self, actions: Tensor, bill: Bill, column: int = 0):
+        self.actions, self.bill, self.column = actions, bill, column
+        self._parts: Sequence[Tensor] = ()
 
     def among(self, branches: Sequence[Branch], x: Tensor) -> Tensor:
         """Trace every branch; one of them will run."""
@@ -46,21 +73,21 @@ class Traced(Choice):
 
     def weight(self, option: int) -> Tensor:
         """Return 1 where the option was chosen, else 0."""
-        return (self.actions == option).float()
+        return (self.actions[:, 0] == option).float()
 
     def cost(self, costs: Sequence[float]) -> Tensor:
-        """Return what was chosen costs; nothing where nothing was."""
-        self.costs([float(cost) for cost in costs])
-        table = torch.tensor([0.0, *costs], dtype=cost_dtype(self.actions.device))
-        return table[self.actions + 1]
+        """Note what options cost, and return 0 for now."""
+        self.bill.note(self.column, costs)
+        return torch.zeros(1, dtype=cost_dtype(self.actions.device))
 
     def part(self, index: int) -> "Traced":
         """Return the actions of one part."""
-        return Traced(self.actions[:, index], self.costs)
+        self._parts = self._parts or self.actions.split(1, 1)
+        return Traced(self._parts[index], self.bill, self.column + index)
 
     def binary(self) -> "Traced":
         """Return 1 where another option than 0 was chosen; -1 of rows that have answered stays."""
-        return Traced(self.actions.clamp(max=1), self.costs)
+        return Traced(self.actions.clamp(max=1), self.bill, self.column)
 
 
 def fork(option: Tensor, branches: Sequence[Branch], x: Tensor) -> Tensor:
@@ -97,14 +124,14 @@ class TracedController(nn.Module):
         task: What can be decided.
         policy: Who decides.
         before_macs: What the task has spent before the first decision.
-        costs: Takes what each option costs, in MACs, whenever the task asks.
+
+    Attributes:
+        bill: What options cost, known when this has been traced.
     """
 
-    def __init__(
-        self, task: Task, policy: Policy, *, before_macs: float, costs: Callable[[list[float]], None] = lambda _: None
-    ):
+    def __init__(self, task: Task, policy: Policy, *, before_macs: float):
         super().__init__()
-        self.task, self.policy, self.before_macs, self.costs = task, policy, before_macs, costs
+        self.task, self.policy, self.before_macs, self.bill = task, policy, before_macs, Bill()
 
     def forward(self, image: Tensor, price: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Trace. `image` has shape (N, C, H, W), `price` (N,).
@@ -113,6 +140,7 @@ class TracedController(nn.Module):
             ValueError: If the task parts its rows.
         """
         dtype, parts = cost_dtype(image.device), len(self.task.decisions)
+        self.bill = Bill()
         # One row of constants in place of N: they broadcast, and what is known is folded when the file is written.
         alive, macs = torch.ones(1), torch.full((1,), float(self.before_macs), dtype=dtype)
         start = replace(self.task.begin(self.task.prepare(image)), alive=alive, macs=macs)
@@ -124,8 +152,9 @@ class TracedController(nn.Module):
             raise ValueError(
                 f"export: expected an answer from {self.task.name} at its end, got none. Finish the state."
             )
-        actions = [way.actions.get(position, nothing) for position in range(self.task.horizon)]
-        return state.answer, torch.cat(actions, 1), state.macs + way.policy_macs, way.policy_macs
+        actions = torch.cat([way.actions.get(position, nothing) for position in range(self.task.horizon)], 1)
+        macs = state.macs + self.bill.total(actions, max(self.task.decisions)) + way.policy_macs
+        return state.answer, actions, macs, way.policy_macs
 
     def _decide(self, way: _Way, price: Tensor, *, always: bool) -> None:
         """Let the policy decide once, unless a row has answered, and follow."""
@@ -139,7 +168,7 @@ class TracedController(nn.Module):
             spent = spent * state.alive
         way.policy_macs = way.policy_macs + spent
         way.actions[state.position] = actions
-        after = self.task.step(state, Traced(actions[:, 0] if actions.shape[1] == 1 else actions, self.costs))
+        after = self.task.step(state, Traced(actions, self.bill, state.position * len(self.task.decisions)))
         if isinstance(after, list):
             raise ValueError(
                 f"export: expected {self.task.name} to keep its rows together, got {len(after)} cohorts after decision "

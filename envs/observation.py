@@ -46,12 +46,13 @@ class Layout:
         """Return observations. `features` has shape (N, *shape), `price` shape (N,)."""
         if not self.extras:
             return features
-        extras = features.new_zeros((features.shape[0], self.extras))
+        extras: list[Tensor] = []
         if self.positions:
-            extras[:, position] = 1
+            here = torch.arange(self.positions, device=features.device) == position
+            extras.append(here.to(features.dtype).expand(features.shape[0], -1))
         if self.priced:
-            extras[:, -1] = price
-        return torch.cat([features, self._spread(extras)], 1)
+            extras.append(price.to(features.dtype).unsqueeze(1))
+        return torch.cat([features, self._spread(torch.cat(extras, 1))], 1)
 
     def split(self, observation: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return features (N, *shape), positions (N,) as integers, and prices (N, 1 or 0)."""

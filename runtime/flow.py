@@ -81,10 +81,10 @@ def _replace(graph: _Graph, choose: NodeProto) -> None:
         _subgraph(graph, nodes, result, f"{choose.output[0]}/{index}")
         for index, (nodes, result) in enumerate(zip(made, results, strict=True))
     ]
+    graph.nodes = [node for node in graph.nodes if id(node) not in gone]
     steps = _ifs(graph, option, subgraphs, choose.output[0])
     place = next(index for index, node in enumerate(graph.nodes) if node is choose)
-    before, after = graph.nodes[:place], graph.nodes[place + 1 :]
-    graph.nodes = [node for node in before if id(node) not in gone] + steps + after
+    graph.nodes[place : place + 1] = steps
 
 
 def _ifs(graph: _Graph, option: str, subgraphs: Sequence[GraphProto], output: str) -> list[NodeProto]:
@@ -92,16 +92,42 @@ def _ifs(graph: _Graph, option: str, subgraphs: Sequence[GraphProto], output: st
     comparisons: list[NodeProto] = []
     inner, node = subgraphs[0], NodeProto()
     for index in range(1, len(subgraphs)):
-        bound, wanted = f"{output}/least{index}", f"{output}/is{index}"
-        graph.weights[bound] = helper.make_tensor(bound, TensorProto.INT64, [], [index])
-        comparisons.append(helper.make_node("GreaterOrEqual", [option, bound], [wanted]))
-        graph.types[wanted] = _like(graph.types.get(option), wanted, TensorProto.BOOL)
+        wanted, missing = _compared(graph, option, index, output)
+        comparisons += missing
         name = output if index == len(subgraphs) - 1 else f"{output}/upto{index}"
         node = helper.make_node(
             "If", [wanted], [name], name=f"choose {name}", then_branch=subgraphs[index], else_branch=inner
         )
         inner = helper.make_graph([node], f"{name}/upto", [], [_named(graph.types.get(output), name)])
     return [*comparisons, node]
+
+
+def _compared(graph: _Graph, option: str, index: int, name: str) -> tuple[str, list[NodeProto]]:
+    """Return what tells whether an option is at least a number, and the nodes that are missing for it.
+
+    The parts of one decision are compared together, and split afterwards; what stands in the graph is used again.
+    """
+    split = next((node for node in graph.nodes if node.op_type == "Split" and option in node.output), None)
+    source = split.input[0] if split else option
+    bound, made = f"{source}/bound/{index}", list[NodeProto]()
+    graph.weights[bound] = helper.make_tensor(bound, TensorProto.INT64, [], [index])
+    compared = next((node for node in graph.nodes if [*node.input] == [source, bound]), None)
+    if compared is None:
+        compared = helper.make_node("GreaterOrEqual", [source, bound], [f"{name}/least/{index}"])
+        graph.types[compared.output[0]] = _like(graph.types.get(source), compared.output[0], TensorProto.BOOL)
+        made.append(compared)
+    if split is None:
+        return compared.output[0], made
+    parts = next((node for node in graph.nodes if node.input and node.input[0] == compared.output[0]), None)
+    if parts is None:
+        parts = NodeProto()
+        parts.CopyFrom(split)
+        parts.input[0], parts.name = compared.output[0], f"{name}/parts/{index}"
+        for place, one in enumerate(split.output):
+            parts.output[place] = f"{name}/{one}/least/{index}"
+            graph.types[parts.output[place]] = _like(graph.types.get(one), parts.output[place], TensorProto.BOOL)
+        made.append(parts)
+    return parts.output[list(split.output).index(option)], made
 
 
 def _branch(graph: _Graph, result: str) -> list[NodeProto]:
@@ -142,14 +168,14 @@ def _inside(graph: _Graph, ancestors: list[NodeProto], result: str) -> list[Node
 
 def _subgraph(graph: _Graph, nodes: Iterable[NodeProto], result: str, name: str) -> GraphProto:
     """Return a branch as a graph of its own, with the weights that it uses, under names of its own."""
-    renamed: dict[str, str] = {}
+    names: dict[str, str] = {}
     kept: list[NodeProto] = []
     for node in nodes:
         if (node.domain, node.op_type) == (DOMAIN, "Enter"):
-            renamed[node.output[0]] = renamed.get(node.input[0], node.input[0])
+            names[node.output[0]] = names.get(node.input[0], node.input[0])
             continue
-        kept.append(_renamed(node, renamed))
-    output = renamed.get(result, result)
+        kept.append(renamed(node, names))
+    output = names.get(result, result)
     if output not in {made for node in kept for made in node.output}:
         kept.append(helper.make_node("Identity", [output], [f"{name}/same"]))
         output = f"{name}/same"
@@ -165,10 +191,10 @@ def _subgraph(graph: _Graph, nodes: Iterable[NodeProto], result: str, name: str)
     made = {one for node in kept for one in node.output} - {output}
     known = [info for one, info in graph.types.items() if one in made]
     ends = [_named(graph.types.get(result), output)]
-    return helper.make_graph([_renamed(node, own) for node in kept], name, [], ends, copies, value_info=known)
+    return helper.make_graph([renamed(node, own) for node in kept], name, [], ends, copies, value_info=known)
 
 
-def _renamed(node: NodeProto, names: dict[str, str]) -> NodeProto:
+def renamed(node: NodeProto, names: dict[str, str]) -> NodeProto:
     """Return a copy of a node that takes values by other names, in its branches too."""
     copy = NodeProto()
     copy.CopyFrom(node)
@@ -177,7 +203,7 @@ def _renamed(node: NodeProto, names: dict[str, str]) -> NodeProto:
     for branch in branches(copy):
         inner = {old: new for old, new in names.items() if old in captured(branch)}
         for index, one in enumerate(branch.node):
-            branch.node[index].CopyFrom(_renamed(one, inner))
+            branch.node[index].CopyFrom(renamed(one, inner))
     return copy
 
 

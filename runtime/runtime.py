@@ -59,10 +59,14 @@ class Runtime:
     """
 
     def __init__(self, model: "onnx.ModelProto", card: Card, *, threads: int = 1):
+        from .blocked import with_blocks
         from .program import Compiler
+        from .straight import Straight
 
         self.card, self.threads = card, threads
         self.table: tuple[Latency, ...] = ()
+        self._straight = Straight(model, lambda way: self._session(with_blocks(way)))
+        model = with_blocks(model)
         self._whole = self._session(model)
         self._program: Program | None = Compiler(model, self._session).compile() if card.batched else None
         self.ways = WAYS if card.batched else WAYS[:1]
@@ -114,21 +118,48 @@ class Runtime:
             raise ValueError(f"way: expected one of {', '.join(self.ways)}, got {way!r}.")
         ready = prepare(self.card, images)
         parts = [self._batch(ready[i : i + batch_size], price, way) for i in range(0, len(ready), batch_size)]
-        logits, actions, macs, policy_macs = (np.concatenate(one) for one in zip(*parts, strict=True))
+        logits, actions, macs, policy_macs = _joined(parts)
         return Decision(logits, macs, policy_macs, actions, macs / self.card.full_macs)
 
     def executed(self, decision: Decision) -> list[list[str]]:
         """Return the names of what was executed for each image."""
         return [[self.card.pieces[i] for i in np.flatnonzero(row > 0)] for row in decision.actions]
 
-    def warm(self, *, rows: int = 1, calls: int = 5) -> None:
-        """Let sessions allocate what they need, on noise; statistics do not count it."""
+    def warm(
+        self,
+        images: np.ndarray | None = None,
+        *,
+        price: float | None = None,
+        rows: int = 1,
+        calls: int = 5,
+        straight: int = 16,
+    ) -> None:
+        """Let sessions allocate what they need; statistics do not count it.
+
+        Where all is decided at once, the ways through the network that the images take most often become sessions of
+        their own, which run single images faster; each holds its weights.
+
+        Args:
+            images: Typical ones, for this. Noise by default, of which nothing is learned.
+            price: As calls will say.
+            rows: Of a call.
+            calls: How often.
+            straight: Ways that become sessions, at most; those of earlier images go.
+
+        Raises:
+            ValueError: If images or price do not fit.
+        """
+        told = check_price(self.card, self.price if price is None else price)
+        if images is not None:
+            self._straight.learn(
+                [self._feed(image, told) for image in np.split(prepare(self.card, images), len(images))], straight
+            )
         generator = np.random.default_rng(0)
-        images = generator.integers(256, size=(rows, *self.card.input_shape), dtype=np.uint8)
-        ready = prepare(self.card, images)
+        noise = generator.integers(256, size=(rows, *self.card.input_shape), dtype=np.uint8)
+        ready = prepare(self.card, noise if images is None else images[:rows])
         for _ in range(calls):
             for way in self.ways:
-                self._run(ready, check_price(self.card, self.price), way)
+                self._run(ready, told, way)
 
     def calibrate(
         self, images: np.ndarray, *, prices: Sequence[float] | None = None, repeats: int = 3
@@ -173,19 +204,25 @@ class Runtime:
         seconds = time.perf_counter() - began
         if rows > 1:
             self._fastest.note(rows, taken, seconds)
-        self._statistics.note(seconds, rows, float(np.mean(found[2])) / self.card.full_macs)
+        self._statistics.note(seconds, rows, float(found[2].sum()) / rows / self.card.full_macs)
         return found
 
     def _run(self, images: np.ndarray, price: float, way: str) -> list[np.ndarray]:
         """Return logits, actions, MACs and the policy's MACs, one row for each image."""
         rows = len(images)
         if way == "single" or self._program is None:
-            told = np.array([price], np.float32)
-            each = [call(self._whole, None, {"image": images[i : i + 1], "price": told}) for i in range(rows)]
-            return [np.concatenate(one) for one in zip(*each, strict=True)]
+            each = [self._one(self._feed(images[i : i + 1], price)) for i in range(rows)]
+            return _joined(each)
         values = {"image": images, "price": np.full(rows, price, np.float32)}
         found = self._program.run(values, rows, way == "masked")
         return [np.broadcast_to(one, (rows, *one.shape[1:])) for one in found]
+
+    def _feed(self, image: np.ndarray, price: float) -> dict[str, np.ndarray]:
+        return {"image": image, "price": np.array([price], np.float32)}
+
+    def _one(self, feed: dict[str, np.ndarray]) -> list[np.ndarray]:
+        """Answer for one image, on its way's own session where there is one."""
+        return self._straight.run(feed) or call(self._whole, None, feed)
 
     def _session(self, model: "onnx.ModelProto") -> "ort.InferenceSession":
         import onnxruntime as ort
@@ -194,6 +231,11 @@ class Runtime:
         options.intra_op_num_threads, options.inter_op_num_threads = self.threads, 1
         options.log_severity_level = 3  # warnings tell of shapes that a batch leaves open
         return ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+
+
+def _joined(parts: Sequence[list[np.ndarray]]) -> list[np.ndarray]:
+    """Return the rows of all parts one below the other."""
+    return parts[0] if len(parts) == 1 else [np.concatenate(one) for one in zip(*parts, strict=True)]
 
 
 def _ms(seconds: Sequence[float], percentile: int) -> float:

@@ -7,6 +7,7 @@ from ..names import unknown
 
 BENCHES = {
     "env": "decisions per second against single environments, masked execution and the bare network",
+    "controller": "an exported controller against its network without choices, in ONNX Runtime",
 }
 
 

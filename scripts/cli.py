@@ -14,7 +14,7 @@ COMMANDS = {
     "compare": "methods on equal terms: RL, Gumbel gates, baselines, bounds; figures with intervals, report",
     "export": "write a controller as one ONNX file that skips, for skipgym.runtime or any ONNX Runtime",
     "run": "answers for image files, with what was executed",
-    "bench": "speed, as ratios in one run: of environments, and where a learner's time goes",
+    "bench": "speed, as ratios in one run: of environments and learners, and of exported controllers",
     "list": "tasks, agents, backbones, data sets, rewards",
 }
 

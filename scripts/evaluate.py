@@ -1,8 +1,8 @@
 """`skipgym evaluate`: accuracy and compute of a controller, or of a method without training."""
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import tyro
 from rich.console import Console
@@ -11,7 +11,9 @@ from rich.table import Table
 from ..agents.baselines import RULE, best_static, full_accuracy, random_policy, rule_policy
 from ..agents.controller import Controller
 from ..agents.evaluate import chosen_lines, measure, measure_full, result_row, write_results
+from ..agents.export import TOLERANCE
 from ..agents.policy import full_policy
+from ..agents.served import check_served, compare_with_torch, served_row
 from ..agents.threshold import METHODS as THRESHOLDS
 from ..agents.threshold import check_exits, threshold_policy
 from ..agents.training import TrainConfig, claim, prepare
@@ -19,6 +21,7 @@ from ..data import ImageData, PartName
 from ..data import load as load_data
 from ..envs.build import check_fit
 from ..envs.task import task_class
+from ..runtime import Runtime
 
 UNTRAINED = ("full", "random", "static", *THRESHOLDS)
 
@@ -32,7 +35,7 @@ class Config:
     """
 
     what: Annotated[str, tyro.conf.Positional]
-    """Directory of a controller, or a method without training."""
+    """Directory of a controller, or a method without training; with `--runtime onnx` an exported file."""
     data: str | None = None
     """A name, an ImageFolder directory, or an .npz in MedMNIST layout; a controller's own by default, else digits."""
     split: PartName = "test"
@@ -58,6 +61,11 @@ class Config:
     """For thresholds and weights that have seen the validation images: calibrate on varied ones (see `train`)."""
     batch_size: int = 512
     """Images at a time."""
+    runtime: Literal["torch", "onnx"] = "torch"
+    """What executes; onnx for files that `skipgym export` wrote."""
+    against: Path | None = None
+    """With `--runtime onnx`: directory of the controller that was exported. It answers the same images in torch, and
+    must decide the same."""
     out: Path | None = None
     """Directory for results.json, of a threshold method its controller too; new or empty."""
 
@@ -67,6 +75,13 @@ def main(arguments: list[str]) -> int:
     config = tyro.cli(Config, args=arguments, prog="skipgym evaluate")
     if config.out:
         claim(config.out)
+    return _evaluate_file(config, arguments) if config.runtime == "onnx" else _evaluate(config, arguments)
+
+
+def _evaluate(config: Config, arguments: list[str]) -> int:
+    """Measure in torch."""
+    if config.against:
+        raise ValueError("--against: expected --runtime onnx and an exported file, got torch. Add --runtime onnx.")
     controller, data, method = _untrained(config) if _is_untrained(config.what) else _saved(config)
     part = data.part(config.split)
     full = full_accuracy(controller.task, part, batch_size=config.batch_size)
@@ -97,6 +112,37 @@ def _is_untrained(name: str) -> bool:
     return name in UNTRAINED or name.startswith(RULE)
 
 
+def _evaluate_file(config: Config, arguments: list[str]) -> int:
+    """Measure an exported file, and hold it against torch where that is wished."""
+    if _is_untrained(config.what) or Path(config.what).is_dir():
+        raise ValueError(
+            f"{config.what}: expected an exported file for --runtime onnx. "
+            "Write one: skipgym export CONTROLLER --out FILE."
+        )
+    runtime = Runtime.load(config.what)
+    data = load_data(config.data or runtime.card.content["info"].get("config", {}).get("data", "digits"))
+    check_served(runtime, data)
+    part, likeness = data.part(config.split), None
+    decision = runtime(part.images.numpy(), price=config.price, batch_size=config.batch_size)
+    row = served_row(runtime, decision, part, data=data.name, split=config.split, price=config.price)
+    if config.against:
+        against = Controller.load(config.against)
+        check_fit(against.task, data)
+        likeness = compare_with_torch(against, decision, part, price=config.price, batch_size=config.batch_size)
+        row |= {"full_accuracy": likeness.full_accuracy, "against_torch": asdict(likeness)}
+    show([row])
+    print(f"one image: {row['latency']['p50_ms']:.2f} ms (95th percentile {row['latency']['p95_ms']:.2f})")
+    if config.out:
+        write_results(config.out / "results.json", [row], command=["skipgym", "evaluate", *arguments])
+    if likeness is None:
+        return 0
+    print(
+        f"against torch: {likeness.decisions:,} of {likeness.images:,} images decided otherwise; else logits "
+        f"differ by at most {likeness.logits:.2g}, {TOLERANCE * likeness.scale:.2g} allowed"
+    )
+    return 0 if likeness.agrees else 1
+
+
 def show(rows: list[dict[str, Any]]) -> None:
     """Print rows of results as a table."""
     table = Table()
@@ -109,7 +155,7 @@ def show(rows: list[dict[str, Any]]) -> None:
             row["split"],
             f"{row['count']:,}",
             f"{row['accuracy']:.2%}",
-            f"{row['full_accuracy']:.2%}",
+            "" if row["full_accuracy"] is None else f"{row['full_accuracy']:.2%}",
             f"{row['compute']:.1%}",
             f"{row['policy_macs'] / row['full_macs']:.2%}",
             f"{row['macs'] / 1e6:.2f} M",

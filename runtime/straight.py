@@ -1,0 +1,175 @@
+"""Ways through a network as graphs of their own, where everything is decided before the first branch.
+
+An `If` costs time, and no buffer or sum is shared across its border. Where a policy decides all at once, as for
+`block-drop`, a session decides first, and the ways that are taken most often then run without a branch.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+from onnx import GraphProto, NodeProto, helper
+
+from .flow import branches, uses
+from .program import Piece
+from .session import call
+from .tidy import tidied
+
+KEY = "actions"
+"""The output that tells the way."""
+MakeSession = Callable[[onnx.ModelProto], ort.InferenceSession]
+Feed = Mapping[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class _Split:
+    """A graph cut after its decisions.
+
+    Attributes:
+        before: Nodes up to the decisions.
+        after: The others.
+        told: Outputs of the graph that are known with the decisions.
+        passed: What the others take from before.
+        conditions: Of all branches.
+    """
+
+    before: list[NodeProto]
+    after: list[NodeProto]
+    told: list[str]
+    passed: list[str]
+    conditions: list[str]
+
+
+class Straight:
+    """Ways through a graph that are known before its first branch.
+
+    Args:
+        model: An exported file's.
+        session: Makes a session of a model.
+
+    Attributes:
+        ways: Sessions of those that are known, by their decisions.
+    """
+
+    def __init__(self, model: onnx.ModelProto, session: MakeSession):
+        self.model, self.session = model, session
+        self.cut = _cut(model.graph)
+        self.ends = [one.name for one in model.graph.output]
+        self.ways: dict[bytes, Piece] = {}
+        if self.known:
+            self.decide = session(self._made(self.cut.before, [*self.cut.told, *self.cut.passed]))
+
+    @property
+    def known(self) -> bool:
+        """Whether there are branches, and all is decided before them."""
+        return bool(self.cut.conditions) and KEY in self.cut.told and self.cut.told != self.ends
+
+    def learn(self, feeds: Sequence[Feed], most: int) -> None:
+        """Make sessions of the ways that these inputs take most often."""
+        if not self.known:
+            return
+        taken, chosen = Counter[bytes](), dict[bytes, list[bool]]()
+        tell = self.session(self._made(self.cut.before, [KEY, *self.cut.conditions]))
+        for feed in feeds:
+            actions, *conditions = call(tell, None, feed)
+            taken[actions.tobytes()] += 1
+            chosen[actions.tobytes()] = [bool(one.item()) for one in conditions]
+        wanted = [key for key, _ in taken.most_common(most)]
+        self.ways = {key: self.ways.get(key) or self._way(chosen[key]) for key in wanted}
+
+    def run(self, feed: Feed) -> list[np.ndarray] | None:
+        """Return the graph's outputs for one image; None if its way has no session."""
+        if not self.ways:
+            return None
+        found = call(self.decide, None, feed)
+        values = dict(zip([*self.cut.told, *self.cut.passed], found, strict=True)) | dict(feed)
+        way = self.ways.get(values[KEY].tobytes())
+        if way is None:
+            return None
+        made = call(way.session, way.outputs, {name: values[name] for name in way.inputs})
+        values |= dict(zip(way.outputs, made, strict=True))
+        return [values[name] for name in self.ends]
+
+    def _way(self, chosen: Sequence[bool]) -> Piece:
+        wanted = dict(zip(self.cut.conditions, chosen, strict=True))
+        nodes = _inlined(self.cut.after, wanted)
+        weights = [one for node in self.cut.after for branch in _chosen(node, wanted) for one in branch.initializer]
+        outputs = [one for one in self.ends if one not in self.cut.told]
+        session = self.session(self._made(nodes, outputs, weights))
+        return Piece(session, tuple(one.name for one in session.get_inputs()), tuple(outputs))
+
+    def _made(
+        self, nodes: Sequence[NodeProto], outputs: Sequence[str], weights: Sequence[onnx.TensorProto] = ()
+    ) -> onnx.ModelProto:
+        """Return a model of some nodes; it takes what they do not make."""
+        graph = self.model.graph
+        types = _types(graph)
+        made = {name for node in nodes for name in node.output}
+        own = [*graph.initializer, *weights]
+        taken = set[str]().union(*map(uses, nodes)) - made - {one.name for one in own}
+        inputs, ends = ([types[name] for name in names] for names in (sorted(taken), outputs))
+        known = [types[name] for name in made & types.keys() - set(outputs)]
+        new = helper.make_graph(nodes, "way", inputs, ends, own, value_info=known)
+        model = helper.make_model(new, opset_imports=self.model.opset_import, ir_version=self.model.ir_version)
+        return tidied(model)
+
+
+def _types(graph: GraphProto) -> dict[str, onnx.ValueInfoProto]:
+    inner = [one for node in graph.node for branch in branches(node) for one in _types(branch).values()]
+    return {one.name: one for one in (*inner, *graph.value_info, *graph.input, *graph.output)}
+
+
+def _cut(graph: GraphProto) -> _Split:
+    """Cut a graph where its decisions are known; without conditions where some depend on a branch."""
+    nodes, ends = list(graph.node), [one.name for one in graph.output]
+    late, after = set[str](), list[NodeProto]()
+    for node in nodes:
+        if node.op_type == "If" or uses(node) & late:
+            late.update(node.output)
+            after.append(node)
+    conditions = [name for node in after for name in _conditions(node)]
+    inner = {name for node in after for branch in branches(node) for one in branch.node for name in one.output}
+    if set(conditions) & (late | inner):
+        conditions = []
+    told = [name for name in ends if name not in late]
+    needed, before = {*conditions, *told}, list[NodeProto]()
+    for node in reversed([node for node in nodes if not uses(node) & late and node.op_type != "If"]):
+        if needed & set(node.output):
+            before.append(node)
+            needed |= uses(node)
+    held = {id(node) for node in before}
+    rest = [node for node in nodes if id(node) not in held]
+    early = {name for node in before for name in node.output}
+    passed = sorted(set[str]().union(*map(uses, rest)) & early - {*conditions, *told} if rest else set())
+    return _Split(before[::-1], rest, told, passed, list(dict.fromkeys(conditions)))
+
+
+def _conditions(node: NodeProto) -> list[str]:
+    """Return what a node's branches are chosen by, those of branches inside too."""
+    own = [node.input[0]] if node.op_type == "If" else []
+    return [*own, *(name for branch in branches(node) for one in branch.node for name in _conditions(one))]
+
+
+def _chosen(node: NodeProto, wanted: Mapping[str, bool]) -> list[GraphProto]:
+    """Return the branches that a node takes, one inside the other."""
+    if node.op_type != "If":
+        return []
+    name = "then_branch" if wanted[node.input[0]] else "else_branch"
+    branch = next(one.g for one in node.attribute if one.name == name)
+    return [branch, *(inner for one in branch.node for inner in _chosen(one, wanted))]
+
+
+def _inlined(nodes: Sequence[NodeProto], wanted: Mapping[str, bool]) -> list[NodeProto]:
+    """Return the nodes with the chosen branches in the place of every choice."""
+    made: list[NodeProto] = []
+    for node in nodes:
+        if node.op_type != "If":
+            made.append(node)
+            continue
+        branch = _chosen(node, wanted)[0]
+        made += _inlined(branch.node, wanted)
+        made.append(helper.make_node("Identity", [branch.output[0].name], [node.output[0]]))
+    return made
