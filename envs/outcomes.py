@@ -79,6 +79,10 @@ class Shared(Hard):
             self.parts[index] = Shared(option, self.count, self.memo, self.first + index, self.device)
         return self.parts[index]
 
+    def in_place(self) -> "Shared":
+        """Return itself: nothing is overwritten, since a later path may begin with it."""
+        return self
+
     def binary(self) -> "Shared":
         """Return whether the option is another than 0, for all rows."""
         return Shared((int(self.options[0] > 0),), self.count, self.memo, self.first, self.device, view="binary ")
