@@ -140,7 +140,7 @@ class TracedController(nn.Module):
             ValueError: If the task parts its rows.
         """
         dtype, parts = cost_dtype(image.device), len(self.task.decisions)
-        self.bill = Bill()
+        self.bill.entries.clear()  # in place: what is set anew while tracing is lost
         # One row of constants in place of N: they broadcast, and what is known is folded when the file is written.
         alive, macs = torch.ones(1), torch.full((1,), float(self.before_macs), dtype=dtype)
         start = replace(self.task.begin(self.task.prepare(image)), alive=alive, macs=macs)

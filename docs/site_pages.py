@@ -43,8 +43,8 @@ def _task_page(name: str, task: type[Task]) -> str:
         "## Use\n\n```python\nimport gymnasium as gym\nimport skipgym\n\n"
         f'env = gym.make("{env_id(name)}", price=0.3)\nobservation, info = env.reset(seed=0)\n'
         "print(env.observation_space.contains(observation), env.action_space)\n```\n\n"
-        f"```sh\nskipgym train --task {name} --data {task.default_data} --images 500 --num-envs 64 --hidden 8 \\\n"
-        "    --out RUN\n```"
+        f"```sh\nskipgym train --task {name} --backbone {task.default_backbone} --data {task.default_data} \\\n"
+        "    --images 500 --num-envs 64 --hidden 8 --out RUN\n```"
     )
     return "\n\n".join(filter(None, [*parts, use])) + "\n"
 

@@ -8,7 +8,7 @@ import torch
 from skipgym import Controller
 from skipgym.agents.budget import Lagrange
 from skipgym.agents.evaluate import measure
-from skipgym.agents.gate import Gate, VectorTrunk
+from skipgym.agents.gate import Gate, VectorTrunk, price_signal
 from skipgym.agents.gumbel import AIGOptions, ConvNetAIG, Gumbel, GumbelOptions, rate_loss
 from skipgym.agents.learner import make_learner
 from skipgym.agents.policy import GatePolicy
@@ -185,7 +185,7 @@ def make_telling(task, threshold, *, priced=False):
     """Return a controller whose gate, unshifted, executes where |brightness| of the wanted sign exceeds a threshold.
 
     At -0.5 it executes always, at 0.5 where it should (images are 0.5 away from 0 at least), at 5 never. If it is
-    told a price, that raises the threshold.
+    told a price, that raises the threshold: by nothing at 0, by 0.5 at 0.5.
     """
     gate = Gate(Layout.of(task, priced=priced), task.decisions, hidden=4)
     with torch.no_grad():
@@ -194,7 +194,8 @@ def make_telling(task, threshold, *, priced=False):
         assert isinstance(gate.trunk, VectorTrunk)
         gate.trunk.weight[0, 0, 0], gate.trunk.weight[1, 0, 0] = 1, -1  # bright first, dark second
         if priced:
-            gate.trunk.weight[:, 1, 2] = 1
+            free, half = price_signal(torch.tensor([0.0, 0.5])).tolist()
+            gate.trunk.weight[:, 1, 2], gate.trunk.bias[:, 1] = 0.5 / (half - free), -0.5 * free / (half - free)
         gate.trunk.second.weight.copy_(torch.eye(4))
         gate.head.weight[1, 0], gate.head.weight[1, 1] = 1, -1
         gate.head.bias[1] = -threshold

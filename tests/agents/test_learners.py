@@ -54,10 +54,10 @@ def test_training_leaves_the_backbone_bit_identical(agent, small_backbone, dark_
 
 @pytest.mark.parametrize("agent", ["ppo", "reinforce"])
 def test_price_conditioned_policy_answers_to_its_price(agent, tell, dark_or_bright):
-    """At a price of 12 an execution costs 1.2, more than a right answer earns; at 0.1 it pays."""
-    config = TrainConfig(agent=agent, price=(0.1, 12.0), images=20_000, num_envs=64, hidden=16)
+    """At a price of 25 an execution costs 2.5, more than a right answer earns; at 4 it costs 0.4, and pays."""
+    config = TrainConfig(agent=agent, price=(4.0, 25.0), images=20_000, num_envs=64, hidden=16)
     controller = train(config, tell, dark_or_bright, quiet=True).controller
-    cheap, dear = (measure(controller, dark_or_bright.test, price=price) for price in (0.1, 12.0))
+    cheap, dear = (measure(controller, dark_or_bright.test, price=price) for price in (4.0, 25.0))
     assert cheap.accuracy == 1.0
     assert sum(dear.execution) < 0.1 < sum(cheap.execution)
 

@@ -78,11 +78,12 @@ def gradient(value, gate):
     return flat(torch.autograd.grad(value, parameters, allow_unused=True, retain_graph=True), parameters)
 
 
-EXITS = [name for name in sorted(TASKS) if task_class(name).has_exits]
+IMAGES = [name for name in sorted(TASKS) if not task_class(name).takes_words]  # of texts: the contract tests
+EXITS = [name for name in IMAGES if task_class(name).has_exits]
 
 
 class TestSoftExecution:
-    @pytest.mark.parametrize("name", sorted(TASKS))
+    @pytest.mark.parametrize("name", IMAGES)
     def test_relaxed_at_one_hot_weights_equals_hard_execution(self, name, random_backbone):
         kind = task_class(name)
         reader = "frames" if kind.takes_clips else "crops"

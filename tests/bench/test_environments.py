@@ -29,14 +29,20 @@ def test_four_ways_are_compared_on_any_task(ground):
 
 
 def test_limit_makes_the_calls_that_our_environment_makes():
-    """By hand: of 6 rows, block i runs on those that chose it; stem and head on all."""
+    """By hand: of 6 rows, block i runs on those that chose it, its shortcut on the others; stem and head on all.
+
+    The first block's shortcut is the identity, which runs nothing.
+    """
     ground = Ground(**SMALL)
     task, data = made(ground)
     actions = ground.actions(task)
     calls = calls_of(task, episode(SkipSB3Env(ground.engine(task, data)), actions))
     net = task.backbone
-    blocks = [(block.body, int(chosen.sum())) for block, chosen in zip(net.blocks, actions, strict=True)]
-    expected = [*((body, rows) for body, rows in blocks if rows), (net.head, 6), (net.stem, 6)]
+    expected = []
+    for block, chosen in zip(net.blocks, actions, strict=True):
+        rows = int(chosen.sum())
+        expected += [(block.bypass, 6 - rows)] * isinstance(block.bypass, nn.Module) + [(block.body, rows)]
+    expected = [*((piece, rows) for piece, rows in expected if rows), (net.head, 6), (net.stem, 6)]
     assert [(piece, shape[0]) for piece, shape in calls] == expected
     again = calls_of(task, replay(calls, decisions=18))
     assert again == calls
@@ -51,7 +57,7 @@ def test_masked_runs_every_block_on_all_rows_to_the_same_end():
     for engine in engines:
         engine.reset()
         rows.append(calls_of(task, lambda engine=engine: [engine.step(one) for one in actions]))
-    assert [shape[0] for _, shape in rows[1]] == [6] * 5
+    assert [shape[0] for _, shape in rows[1]] == [6] * 7  # three blocks, two shortcuts that run something, head, stem
     for one in actions:
         found, expected = (engine.step(one) for engine in engines)
         assert torch.allclose(found.observation, expected.observation, atol=1e-5)
@@ -78,7 +84,7 @@ def test_random_policy_keeps_to_its_rate():
 
 def test_networks_of_a_task_are_told_once():
     task, _ = made(Ground(**SMALL))
-    assert len(networks(task)) == 2 + 3
+    assert len(networks(task)) == 2 + 3 + 2  # stem and head, blocks, shortcuts where the shape changes
     assert all(isinstance(piece, nn.Module) for piece in networks(task))
 
 

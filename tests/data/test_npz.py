@@ -147,7 +147,7 @@ def test_flipped_bits_are_noticed(tmp_path, arrays):
 
 
 def test_other_files_are_refused(tmp_path):
-    path = tmp_path / "notes.txt"
+    path = tmp_path / "notes.npz"
     path.write_text("hello")
     with pytest.raises(ValueError, match="no whole .npz"):
         load(path)
