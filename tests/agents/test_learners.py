@@ -56,7 +56,7 @@ def test_training_leaves_the_backbone_bit_identical(agent, small_backbone, dark_
 def test_price_conditioned_policy_answers_to_its_price(agent, prices, most, tell, dark_or_bright):
     """From a price of 10 on an execution, a tenth of the network, costs more than a right answer earns; before it pays.
 
-    Executing always where it helps comes to 1. Of REINFORCE's episodes one in 26 is beyond 10: it need not be sure there.
+    Executing always where it helps comes to 1. Of REINFORCE's episodes one in 26 is beyond 10: it may be unsure there.
     """
     config = TrainConfig(agent=agent, price=prices, images=20_000, num_envs=64, hidden=16)
     controller = train(config, tell, dark_or_bright, quiet=True).controller
