@@ -1,5 +1,6 @@
 """Policies without learning per input: what any learned policy must beat at equal compute."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
 from math import prod
@@ -31,14 +32,28 @@ def rule_policy(task: Task, name: str, compute: float) -> StaticPolicy:
     Raises:
         ValueError: If the task has no such rule, or its cheapest way costs more.
     """
+    costs = rule_costs(task, name)
+    if (policy := dearest(task, costs, compute)) is None:
+        raise ValueError(f"compute: expected at least {costs[0][1]:.3f}, the cheapest way of {name}, got {compute}.")
+    return policy
+
+
+def rule_costs(task: Task, name: str) -> list[tuple[Path, float]]:
+    """Return the ways of one of the task's fixed rules, from the cheapest on, each with its compute (`way_compute`).
+
+    Raises:
+        ValueError: If the task has no such rule.
+    """
     known = {f"{RULE}{rule}": ways for rule, ways in task.rules.items()}
     if name not in known:
         raise ValueError(unknown(f"rule of {task.name}", name, known))
-    within = [way for way in known[name] if way_compute(task, way) <= compute]
-    if not within:
-        least = way_compute(task, known[name][0])
-        raise ValueError(f"compute: expected at least {least:.3f}, the cheapest way of {name}, got {compute}.")
-    return StaticPolicy(within[-1], len(task.decisions))
+    return [(way, way_compute(task, way)) for way in known[name]]
+
+
+def dearest(task: Task, costs: Sequence[tuple[Path, float]], compute: float) -> StaticPolicy | None:
+    """Return the last way of `rule_costs` that stays within a share of the full network's MACs; None if none does."""
+    within = [way for way, cost in costs if cost <= compute]
+    return StaticPolicy(within[-1], len(task.decisions)) if within else None
 
 
 @torch.inference_mode()

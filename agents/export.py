@@ -1,7 +1,7 @@
 """Write a controller as one ONNX file that skips for real and needs neither torch nor skipgym."""
 
 import json
-import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ..backbones.card import write_whole
 from ..envs.task import Task
 from ..runtime.extra import need
 from ..runtime.file import FORMAT, KEY, Card, graph_hash
@@ -57,10 +58,7 @@ def export_onnx(controller: Controller, path: str | Path, *, input_type: InputTy
             "options are places to look at. Serve it by skipgym.Controller instead."
         )
     model = _written(controller, input_type)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{path.name}.part")
-    part.write_bytes(model.SerializeToString())
-    os.replace(part, path)  # whole, or not at all
+    _put(path, model)
     return path
 
 
@@ -80,13 +78,7 @@ def export_static(task: Task, path: str | Path) -> Path:
     image = torch.zeros((2, *task.backbone.input_shape))
     with torch.no_grad():
         program = torch.export.export(_Untouched(task).eval(), (image,), dynamic_shapes=(rows,), strict=False)
-        written = torch.onnx.export(
-            program, dynamo=True, opset_version=OPSET, input_names=["image"], output_names=["logits"], verbose=False
-        )
-    if written is None:
-        raise RuntimeError("export: expected torch.onnx to return a program, got none.")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(written.model_proto.SerializeToString())
+    _put(path, _onnx(program, ["image"], ["logits"]))
     return path
 
 
@@ -106,6 +98,22 @@ def _new(path: str | Path) -> Path:
     if path.exists():
         raise FileExistsError(f"export: expected a new file, got {path}, which exists. Choose another name.")
     return path
+
+
+def _onnx(program: torch.export.ExportedProgram, inputs: Sequence[str], outputs: Sequence[str]) -> Any:
+    """Return a traced program as an ONNX model."""
+    written = torch.onnx.export(
+        program, dynamo=True, opset_version=OPSET, input_names=inputs, output_names=outputs, verbose=False
+    )
+    if written is None:
+        raise RuntimeError("export: expected torch.onnx to return a program, got none.")
+    return written.model_proto
+
+
+def _put(path: Path, model: "onnx.ModelProto") -> None:
+    """Write a file whole, or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(path, lambda part: part.write_bytes(model.SerializeToString()))
 
 
 def _written(controller: Controller, input_type: InputType) -> "onnx.ModelProto":
@@ -212,12 +220,7 @@ def _marked(controller: Controller, input_type: InputType) -> tuple[Any, list[li
     program = _program(traced, input_type, rows=2)
     if isinstance(_rows(program), int):
         batched, program = False, _program(traced, input_type, rows=1)
-    written = torch.onnx.export(
-        program, dynamo=True, opset_version=OPSET, input_names=["image", "price"], output_names=OUTPUTS, verbose=False
-    )
-    if written is None:
-        raise RuntimeError("export: expected torch.onnx to return a program, got none.")
-    return written.model_proto, [costs for _, costs in traced.bill.entries], batched
+    return _onnx(program, ["image", "price"], OUTPUTS), [costs for _, costs in traced.bill.entries], batched
 
 
 def _rows(program: torch.export.ExportedProgram) -> int | torch.SymInt:

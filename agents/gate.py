@@ -84,15 +84,16 @@ class VectorTrunk(nn.Module):
 
     def at(self, position: int, features: Tensor, price: Tensor) -> Tensor:
         """Return hidden features where the position is known. Shapes (N, D) and (N,) to (N, hidden)."""
-        position, seen = position if self.layout.positions else 0, price_signal(price)
+        position = position if self.layout.positions else 0
         weight, bias, mean, std = (one[position] for one in (self.weight, self.bias, self.mean, self.std))
         if torch.compiler.is_exporting():  # constants join the weights: a file runs fewer and smaller steps
             told, weight = weight[:, len(mean) :], weight[:, : len(mean)] / std
             x = F.linear(features, weight, bias - weight @ mean)
-            x = x + seen.unsqueeze(1) * told[:, 0] if self.layout.priced else x
+            x = x + price_signal(price).unsqueeze(1) * told[:, 0] if self.layout.priced else x
         else:
             x = (features - mean) / std
-            x = F.linear(torch.cat([x, seen.unsqueeze(1)], 1) if self.layout.priced else x, weight, bias)
+            x = torch.cat([x, price_signal(price).unsqueeze(1)], 1) if self.layout.priced else x
+            x = F.linear(x, weight, bias)
         return F.relu(self.second(F.relu(x)))
 
 

@@ -106,10 +106,10 @@ def pretrained_exits(backbone: Backbone, data: ImageData, places: Sequence[int] 
         )
     check_held_out(data)
     recipe = ExitRecipe(places=tuple(places), epochs=EXIT_EPOCHS[data.name])
-    name = f"{backbone.fingerprint()}-{data.fingerprint}-{recipe.digest()}.safetensors"
     return _once(
-        cache_dir() / "exits" / name,
         "exits",
+        "exits",
+        (backbone, data, recipe),
         read=lambda weights: read_exits(backbone, weights),
         train=lambda: train_exits(backbone, data, recipe, quiet=False),
         write=lambda weights, trained: write_exits(weights, trained, exit_card(trained, data, asdict(recipe))),
@@ -139,10 +139,10 @@ def pretrained_reader(backbone: Backbone, data: ImageData, **shape: Any) -> Back
     recipe = ReaderRecipe(**shape, epochs=READER_EPOCHS[data.name])
     recipe.check_data(data)
     recipe.build(backbone)  # what does not fit is told first
-    name = f"{backbone.fingerprint()}-{data.fingerprint}-{recipe.digest()}.safetensors"
     return _once(
-        cache_dir() / "readers" / name,
+        "readers",
         "reader",
+        (backbone, data, recipe),
         read=lambda weights: read_reader(backbone, weights),
         train=lambda: train_reader(backbone, data, recipe, quiet=False),
         write=lambda weights, trained: write_reader(weights, trained, data, recipe),
@@ -170,10 +170,10 @@ def pretrained_recurrent(backbone: Backbone, data: ImageData, **shape: Any) -> B
     recipe = RecurrentRecipe(**shape, epochs=STEP_EPOCHS[data.name])
     recipe.check_data(data)
     recipe.build(backbone, data.train.images.shape[1])  # what does not fit is told first
-    name = f"{backbone.fingerprint()}-{data.fingerprint}-{recipe.digest()}.safetensors"
     return _once(
-        cache_dir() / "recurrent" / name,
+        "recurrent",
         "recurrent network",
+        (backbone, data, recipe),
         read=lambda weights: read_reader(backbone, weights),
         train=lambda: train_recurrent(backbone, data, recipe, quiet=False),
         write=lambda weights, trained: write_recurrent(weights, trained, data, recipe),
@@ -181,14 +181,27 @@ def pretrained_recurrent(backbone: Backbone, data: ImageData, **shape: Any) -> B
 
 
 def _once(
-    weights: Path,
+    directory: str,
     what: str,
+    of: tuple[Backbone, ImageData, ExitRecipe | ReaderRecipe | RecurrentRecipe],
     *,
     read: Callable[[Path], Backbone],
     train: Callable[[], Backbone],
     write: Callable[[Path, Backbone], object],
 ) -> Backbone:
-    """Return what was kept at a place of the cache, or train it now and keep it there."""
+    """Return a backbone with what it carries: kept in the cache, or trained now and kept there.
+
+    Args:
+        directory: Of the cache, for this kind.
+        what: It is called in a warning.
+        of: Network, data and recipe, from which its weights follow.
+        read: Returns what was kept at a path.
+        train: Returns it anew.
+        write: Keeps it at a path.
+    """
+    backbone, data, recipe = of
+    name = f"{backbone.fingerprint()}-{data.fingerprint}-{recipe.digest()}.safetensors"
+    weights = cache_dir() / directory / name
     try:
         return read(weights)
     except (ValueError, OSError):  # absent, or damaged: to be trained

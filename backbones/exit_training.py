@@ -1,8 +1,6 @@
 """Train exits on a frozen network, as the heads of a multi-exit network are, but that the network stays as it is."""
 
-import hashlib
-import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -10,12 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from tqdm import tqdm
 
-from ..data import Augment, ImageData, Part
+from ..data import ImageData, Part
 from .backbone import Backbone
 from .card import write_part
 from .exits import Exit, HeadKind, describe_exits, even_places, exit_files, exit_tensors
+from .fitting import fit, settings_digest
 
 REVISION = 1  # of the training code; raise it when the same recipe gives other weights
 
@@ -62,7 +60,7 @@ class ExitRecipe:
 
     def digest(self) -> str:
         """Return 16 hexadecimal digits that change with the recipe and with the training code's revision."""
-        return hashlib.sha256(json.dumps([REVISION, asdict(self)], sort_keys=True).encode()).hexdigest()[:16]
+        return settings_digest(REVISION, asdict(self))
 
 
 def _check(name: str, value: Any, ok: bool, expected: str) -> None:
@@ -83,7 +81,6 @@ def train_exits(
     """
     places = recipe.places or even_places(backbone.block_macs)
     backbone.check_exits(places)
-    check_enough(data, recipe.batch_size)
     trunk = backbone.frozen().to(device)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
@@ -91,32 +88,14 @@ def train_exits(
             Exit(after, backbone.blocks[after - 1].out_shape, backbone.num_classes, kind=recipe.head)
             for after in places
         ]
-    heads = nn.ModuleList(exits).to(device).train()
-    optimizer = torch.optim.AdamW(heads.parameters(), recipe.lr, weight_decay=1e-2)
-    steps = recipe.epochs * (len(data.train) // recipe.batch_size)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-    batches = varied_batches(data, recipe.epochs, recipe.batch_size, recipe.seed)
-    bar = tqdm(batches, "exits", steps, leave=False, disable=True if quiet else None)
-    for images, labels in bar:
+
+    def loss(images: Tensor, labels: Tensor) -> Tensor:
         with torch.no_grad():
-            features, last = features_at(trunk, trunk.prepare(images.to(device)), places)
-        loss = exits_loss([one(x) for one, x in zip(exits, features, strict=True)], last, labels.to(device), recipe)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        optimizer.step()
-        schedule.step()
-    for one in exits:
-        one.eval().requires_grad_(False).cpu()
+            features, last = features_at(trunk, trunk.prepare(images), places)
+        return exits_loss([one(x) for one, x in zip(exits, features, strict=True)], last, labels, recipe)
+
+    fit(nn.ModuleList(exits), data, recipe, loss, what="exits", device=device, quiet=quiet)
     return backbone.with_exits(exits)
-
-
-def check_enough(data: ImageData, batch_size: int) -> None:
-    """Raise a ValueError unless there are training images for a batch."""
-    if len(data.train) < batch_size:
-        raise ValueError(
-            f"batch_size: expected at most the {len(data.train)} training images of {data.name}, "
-            f"got {batch_size}. Change --batch-size."
-        )
 
 
 def exits_loss(answers: Sequence[Tensor], last: Tensor, labels: Tensor, recipe: ExitRecipe) -> Tensor:
@@ -174,14 +153,3 @@ def exit_card(backbone: Backbone, data: ImageData, settings: Mapping[str, Any]) 
         "training": dict(settings),
         "accuracy": {name: {"of each": exit_accuracy(backbone, part), "n": len(part)} for name, part in parts.items()},
     }
-
-
-def varied_batches(data: ImageData, epochs: int, batch_size: int, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield images and labels of all epochs, varied; what is left of an epoch after the last full batch is dropped."""
-    generator = torch.Generator().manual_seed(seed)
-    count = len(data.train) // batch_size * batch_size
-    for _ in range(epochs):
-        order = torch.randperm(len(data.train), generator=generator)[:count]
-        for rows in order.split(batch_size):
-            uniforms = torch.rand((len(rows), Augment.draws), generator=generator)
-            yield data.augment.apply(data.train.images[rows], uniforms), data.train.labels[rows]

@@ -132,6 +132,16 @@ def reader_tensors(reader: nn.Module) -> dict[str, Tensor]:
     return {key: value.detach().cpu().contiguous() for key, value in reader.state_dict().items()}
 
 
+def check_asked(reader: nn.Module, asked: Mapping[str, Any], what: str) -> None:
+    """Raise a ValueError unless a reader, called `what`, is as was asked for; None asks for nothing."""
+    for name, value in asked.items():
+        if value is not None and value != getattr(reader, name):
+            raise ValueError(
+                f"{name}: expected {getattr(reader, name)}, as {what} was trained, got {value!r}. Leave it out, or "
+                "train another."
+            )
+
+
 def build_reader(described: Mapping[str, Any], state: Mapping[str, Tensor]) -> Reader | Recurrent:
     """Build a reader, or a recurrent network, as its `config` describes it, with its weights.
 

@@ -1,7 +1,5 @@
 """Train a reader on a frozen network, with random crops or frames, as the first stage of Glance and Focus."""
 
-import hashlib
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -10,12 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from tqdm import tqdm
 
 from ..data import ImageData, Part
 from .backbone import Backbone
 from .card import write_part
-from .exit_training import check_enough, varied_batches
+from .fitting import fit, settings_digest
 from .glimpses import crop, encode, encode_macs, glance, place_code
 from .moments import frame_macs, prepare_frames, preview, time_code
 from .reader import SHAPES, MemoryKind, Reader, reader_files, reader_tensors
@@ -86,7 +83,7 @@ class ReaderRecipe:
 
     def digest(self) -> str:
         """Return 16 hexadecimal digits that change with the recipe and with the training code's revision."""
-        return hashlib.sha256(json.dumps([REVISION, asdict(self)], sort_keys=True).encode()).hexdigest()[:16]
+        return settings_digest(REVISION, asdict(self))
 
     def build(self, backbone: Backbone) -> Reader:
         """Return an untrained reader for a network.
@@ -134,22 +131,15 @@ def train_reader(
     """
     recipe.check_data(data)
     reader = recipe.build(backbone)
-    check_enough(data, recipe.batch_size)
     trunk = backbone.frozen().to(device)
-    reader.to(device).train()
     generator = torch.Generator().manual_seed(recipe.seed)
-    optimizer = torch.optim.AdamW(reader.parameters(), recipe.lr, weight_decay=1e-2)
-    steps = recipe.epochs * (len(data.train) // recipe.batch_size)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-    batches = varied_batches(data, recipe.epochs, recipe.batch_size, recipe.seed)
-    for images, labels in tqdm(batches, "reader", steps, leave=False, disable=True if quiet else None):
-        answers = read_at_random(trunk, reader, images.to(device), recipe.most_looks, generator)
-        loss = torch.stack([F.cross_entropy(answer, labels.to(device)) for answer in answers]).mean()
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        optimizer.step()
-        schedule.step()
-    return backbone.with_reader(reader.eval().requires_grad_(False).cpu())
+
+    def loss(images: Tensor, labels: Tensor) -> Tensor:
+        answers = read_at_random(trunk, reader, images, recipe.most_looks, generator)
+        return torch.stack([F.cross_entropy(answer, labels) for answer in answers]).mean()
+
+    fit(reader, data, recipe, loss, what="reader", device=device, quiet=quiet)
+    return backbone.with_reader(reader)
 
 
 def read_at_random(
@@ -232,9 +222,13 @@ def reader_accuracy(backbone: Backbone, part: Part, looks: int) -> list[float]:
 
 def write_reader(weights: Path, backbone: Backbone, data: ImageData, recipe: ReaderRecipe) -> dict[str, Any]:
     """Write a backbone's reader beside its weights, and return its card; the test part is read for it, once."""
+    return write_beside(weights, backbone, reader_card(backbone, data, recipe))
+
+
+def write_beside(weights: Path, backbone: Backbone, card: dict[str, Any]) -> dict[str, Any]:
+    """Write what a backbone carries as its reader beside its weights, and return its card."""
     reader = backbone.reader
     assert reader is not None
-    card = reader_card(backbone, data, recipe)
     state, trunk = reader_tensors(reader), backbone.fingerprint()
     write_part(reader_files(weights), "reader", reader.config, state=state, trunk=trunk, card=card)
     return card

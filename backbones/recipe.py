@@ -1,6 +1,5 @@
 """How a backbone is trained: the recipe, what follows from it, and where it is applied."""
 
-import hashlib
 import json
 import math
 import shlex
@@ -14,6 +13,7 @@ from torch import Tensor
 
 from .exit_training import ExitRecipe
 from .exits import HeadKind
+from .fitting import settings_digest
 from .reader import MemoryKind
 from .reader_training import ReaderRecipe
 from .recurrent import CellKind
@@ -116,7 +116,7 @@ class Recipe:
         """Return 16 hexadecimal digits that change with the recipe and with the training code's revision."""
         own = {field.name: getattr(self, field.name) for field in fields(Recipe)}
         own = {name: value for name, value in own.items() if value or name not in _NEWER}
-        return hashlib.sha256(json.dumps([REVISION, own], sort_keys=True).encode()).hexdigest()[:16]
+        return settings_digest(REVISION, own)
 
     def lr_at(self, progress: float) -> float:
         """Return the learning rate after a share of all steps, 0…1."""

@@ -1,7 +1,5 @@
 """Train a recurrent network on a frozen one, with steps left out at random, so that it bears skipping."""
 
-import hashlib
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -10,14 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from tqdm import tqdm
 
 from ..data import ImageData, Part
 from .backbone import Backbone
-from .card import write_part
-from .exit_training import check_enough, varied_batches
+from .fitting import fit, settings_digest
 from .moments import frame_macs
-from .reader import reader_files, reader_tensors
+from .reader_training import write_beside
 from .recurrent import CellKind, Recurrent
 from .sequences import prepare_steps, step_features
 
@@ -68,7 +64,7 @@ class RecurrentRecipe:
 
     def digest(self) -> str:
         """Return 16 hexadecimal digits that change with the recipe and with the training code's revision."""
-        return hashlib.sha256(json.dumps([REVISION, asdict(self)], sort_keys=True).encode()).hexdigest()[:16]
+        return settings_digest(REVISION, asdict(self))
 
     def build(self, backbone: Backbone, steps: int) -> Recurrent:
         """Return an untrained one for the features of a network.
@@ -100,23 +96,15 @@ def train_recurrent(
     """
     recipe.check_data(data)
     reader = recipe.build(backbone, data.train.images.shape[1])
-    check_enough(data, recipe.batch_size)
     trunk = backbone.frozen().to(device)
-    reader.to(device).train()
     generator = torch.Generator().manual_seed(recipe.seed)
-    optimizer = torch.optim.AdamW(reader.parameters(), recipe.lr, weight_decay=1e-2)
-    steps = recipe.epochs * (len(data.train) // recipe.batch_size)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-    batches = varied_batches(data, recipe.epochs, recipe.batch_size, recipe.seed)
-    for clips, labels in tqdm(batches, "recurrent network", steps, leave=False, disable=True if quiet else None):
-        how = draw_skips(len(clips), reader.steps, generator, whole=recipe.whole, skims=recipe.skim > 0).to(device)
-        answers, real = answers_after(trunk, reader, clips.to(device), how)
-        loss = _loss(answers, real, labels.to(device))
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        optimizer.step()
-        schedule.step()
-    return backbone.with_reader(reader.eval().requires_grad_(False).cpu())
+
+    def loss(clips: Tensor, labels: Tensor) -> Tensor:
+        how = draw_skips(len(clips), reader.steps, generator, whole=recipe.whole, skims=recipe.skim > 0)
+        return _loss(*answers_after(trunk, reader, clips, how.to(clips.device)), labels)
+
+    fit(reader, data, recipe, loss, what="recurrent network", device=device, quiet=quiet)
+    return backbone.with_reader(reader)
 
 
 def draw_skips(count: int, steps: int, generator: torch.Generator, *, whole: float, skims: bool) -> Tensor:
@@ -179,13 +167,10 @@ def recurrent_accuracy(backbone: Backbone, part: Part) -> dict[str, float]:
 
 def write_recurrent(weights: Path, backbone: Backbone, data: ImageData, recipe: RecurrentRecipe) -> dict[str, Any]:
     """Write a recurrent network beside the weights that it reads, and return its card; test is read for it, once."""
-    assert backbone.reader is not None
     parts: Mapping[str, Part] = {"val": data.val, "test": data.test}
     card = {
         "data": {"name": data.name, "fingerprint": data.fingerprint, "train": len(data.train)},
         "training": asdict(recipe),
         "accuracy": {name: {**recurrent_accuracy(backbone, part), "n": len(part)} for name, part in parts.items()},
     }
-    state, trunk = reader_tensors(backbone.reader), backbone.fingerprint()
-    write_part(reader_files(weights), "reader", backbone.reader.config, state=state, trunk=trunk, card=card)
-    return card
+    return write_beside(weights, backbone, card)

@@ -13,7 +13,8 @@ from tqdm import tqdm
 
 from ..data import Augment, ImageData, Part
 from .backbone import Backbone
-from .exit_training import check_enough, exit_accuracy
+from .exit_training import exit_accuracy
+from .fitting import check_enough
 from .recipe import Recipe
 from .routing import route
 from .scaling import scale_macs, scaled

@@ -13,6 +13,7 @@ import onnxruntime as ort
 from ..agents.controller import Controller
 from ..agents.export import export_onnx, export_static
 from ..runtime import Runtime
+from ..runtime.session import open_session
 from .race import Race, race
 
 NAMES = ("static", "controller")
@@ -80,7 +81,9 @@ def compare_controller(
     """
     with tempfile.TemporaryDirectory() as folder:
         runtime = Runtime.load(export_onnx(controller, Path(folder) / "controller.onnx"), threads=threads)
-        static = _session(export_static(controller.task, Path(folder) / "static.onnx"), threads)
+        static = open_session(
+            export_static(controller.task, Path(folder) / "static.onnx").read_bytes(), threads=threads
+        )
     pixels = images.astype(np.float32) / 255
     found = {}
     for rows in batch_sizes:
@@ -128,9 +131,3 @@ def _figures(
         "paths": mean(len(np.unique(one.actions, axis=0)) for one in decisions),
         "way": min(taken, key=lambda way: taken[way]),
     }
-
-
-def _session(path: Path, threads: int) -> ort.InferenceSession:
-    options = ort.SessionOptions()
-    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
-    return ort.InferenceSession(path.read_bytes(), options, providers=["CPUExecutionProvider"])

@@ -1,6 +1,6 @@
 """Directories in the two ImageFolder layouts: what class each file is of."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -52,12 +52,13 @@ def list_files(root: Path, suffixes: Collection[str], what: str) -> Listing:
 
 def holds(root: Path, suffixes: Collection[str]) -> bool:
     """Return whether any file of these kinds lies in one of the two layouts."""
-    return any(_files(child, suffixes) for path in _parts(root, suffixes).values() for child in _directories(path))
+    inner = (child for path in _parts(root, suffixes).values() for child in _directories(path))
+    return any(True for child in inner for _ in _found(child, suffixes))
 
 
 def _parts(root: Path, suffixes: Collection[str]) -> dict[str, Path]:
     # a directory `train` with files right inside is a class of that name
-    if any(_files(directory, suffixes) for directory in _directories(root / "train")):
+    if any(True for directory in _directories(root / "train") for _ in _found(directory, suffixes)):
         return {part: root / part for part in GIVEN if (root / part).is_dir()}
     return {"train": root}
 
@@ -76,8 +77,13 @@ def _directories(path: Path) -> list[Path]:
 
 
 def _files(directory: Path, suffixes: Collection[str]) -> list[Path]:
+    return sorted(_found(directory, suffixes))
+
+
+def _found(directory: Path, suffixes: Collection[str]) -> Iterator[Path]:
+    """Yield files in no order; whoever asks for the first alone does not wait for the others."""
     candidates = (path for path in directory.rglob("*") if path.suffix.lower() in suffixes)
-    return sorted(path for path in candidates if not _hidden(path.relative_to(directory)) and path.is_file())
+    return (path for path in candidates if not _hidden(path.relative_to(directory)) and path.is_file())
 
 
 def _hidden(path: Path) -> bool:

@@ -100,4 +100,4 @@ def _source(spec: str | Path, image_size: int | None) -> Source:
 
 def _is_texts(root: Path) -> bool:
     """Return whether a directory holds texts, and no images."""
-    return holds(root, TEXTS) and not holds(root, IMAGES)
+    return not holds(root, IMAGES) and holds(root, TEXTS)  # images, the usual case, are found at once

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..backbones.backbone import Backbone
-from ..backbones.reader import PLACE, TIME, Reader
+from ..backbones.reader import PLACE, TIME, Reader, check_asked
 from ..backbones.reader_training import crop_features
 from .choice import Choice
 from .exit_task import SIGNS, signs
@@ -99,12 +99,7 @@ class LookTask(Task):
                 f"--backbone {backbone.name} --init WEIGHTS --data … {FLAGS[cls.kind]} --out DIR, then "
                 "--weights DIR/backbone.safetensors; in Python backbone.with_reader(…)."
             )
-        for name, value in asked.items():
-            if value is not None and value != getattr(reader, name):
-                raise ValueError(
-                    f"{name}: expected {getattr(reader, name)}, as the reader of {backbone.name} was trained, got "
-                    f"{value!r}. Leave it out, or train another reader."
-                )
+        check_asked(reader, asked, f"the reader of {backbone.name}")
         return reader
 
     @property

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from ..backbones.backbone import Backbone
 from ..backbones.moments import check_clips, frame_macs
+from ..backbones.reader import check_asked
 from ..backbones.recurrent import Recurrent
 from ..backbones.sequences import (
     glimpse_of_step,
@@ -122,6 +123,8 @@ class TimeSkip(Task):
         step = frame_macs(self.backbone)
         self.read_macs = step + reader.step_macs + reader.answer_macs
         self.skim_macs = step + reader.skim_macs + reader.answer_macs
+        cost = {"leave": 0, "skim": self.skim_macs, "read": self.read_macs}
+        self.costs = [0, *(cost[move.how] for move in self.moves)]
         self.step_shape = step_shape(self.backbone)
         source = reader.steps * prod(self.step_shape)
         self.sizes = [source, reader.steps, reader.steps, reader.memory_size, self.backbone.num_classes]
@@ -147,12 +150,7 @@ class TimeSkip(Task):
                 f"pretrain --backbone {name} --init WEIGHTS --data … --recurrent gru --out DIR, then --weights "
                 "DIR/backbone.safetensors; in Python backbone.with_reader(…)."
             )
-        for key, value in asked.items():
-            if value is not None and value != getattr(reader, key):
-                raise ValueError(
-                    f"{key}: expected {getattr(reader, key)}, as the recurrent network of {name} was trained, got "
-                    f"{value!r}. Leave it out, or train another."
-                )
+        check_asked(reader, asked, f"the recurrent network of {name}")
 
     @property
     def reader(self) -> Recurrent:
@@ -272,12 +270,11 @@ class TimeSkip(Task):
     def step(self, state: State, choice: Choice) -> State:
         """Let rows leave with the answer that they have, and take the others as far as they choose."""
         before = self._open(state.features)
-        costs = [0, *({"leave": 0, "skim": self.skim_macs, "read": self.read_macs}[move.how] for move in self.moves)]
         x = choice.among([torch.zeros_like, *(partial(self._move, move) for move in self.moves)], state.features)
         after = self._open(x)
         votes = state.memory["votes"] + F.one_hot(before.logits.argmax(1), before.logits.shape[1])
         left = after.place.sum(1) / before.place.sum(1).clamp(min=1e-6)  # of one who goes on, the share not at the end
-        state = state.advance(x, macs=choice.cost(costs), votes=votes).finish(before.logits, when=choice.weight(0))
+        state = state.advance(x, macs=choice.cost(self.costs), votes=votes).finish(before.logits, when=choice.weight(0))
         return state.finish(after.logits, when=1 - left if state.position < self.horizon else 1.0)
 
     def _move(self, move: Move, rows: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ..agents.baselines import RULE, StaticPoint, random_policy, rule_policy, static_frontier, way_compute
+from ..agents.baselines import RULE, StaticPoint, dearest, random_policy, rule_costs, static_frontier
 from ..agents.controller import Controller
 from ..agents.evaluate import Measured, measure, measure_full, result_row
 from ..agents.oracle import Bound, bounds
@@ -118,11 +118,10 @@ class Bench:
     def _rule(self, cell: Cell, _: Path) -> tuple[list[Row], Arrays]:
         """Give each budget the dearest way of a fixed rule that it can pay; none where it can pay none."""
         rows, arrays = [], {}
-        cheapest = way_compute(self.task, self.task.rules[cell.method.removeprefix(RULE)][0])
+        costs = rule_costs(self.task, cell.method)
         for budget in cell.budgets:
             assert budget.target is not None
-            if budget.target >= cheapest:
-                policy = rule_policy(self.task, cell.method, budget.target)
+            if policy := dearest(self.task, costs, budget.target):
                 test = measure(Controller(self.task, policy), self.data.test)
                 rows.append(self._row(cell, budget, test, self.data.test))
                 arrays |= _arrays(budget, test)

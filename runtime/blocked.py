@@ -19,7 +19,7 @@ import onnx
 import onnxruntime as ort
 from onnx import GraphProto, NodeProto, TensorProto, helper, numpy_helper
 
-from .flow import branches, uses
+from .flow import branches, types, uses
 
 DOMAIN = "com.microsoft.nchwc"
 NATURAL = 4
@@ -85,7 +85,7 @@ def with_blocks(model: onnx.ModelProto, size: int | None = None) -> onnx.ModelPr
         return model
     made = onnx.ModelProto()
     made.CopyFrom(model)
-    scope = _Scope(made.graph, size, {one.name: one for one in _typed(model.graph)})
+    scope = _Scope(made.graph, size, types(model.graph))
     scope.convert()
     for output in made.graph.output:
         if (name := scope.natural(output.name)) != output.name:
@@ -93,12 +93,6 @@ def with_blocks(model: onnx.ModelProto, size: int | None = None) -> onnx.ModelPr
     scope.close()
     made.opset_import.append(helper.make_opsetid(DOMAIN, 1))
     return made
-
-
-def _typed(graph: GraphProto) -> list[onnx.ValueInfoProto]:
-    """Return the types of all values, those in branches too."""
-    inner = [one for node in graph.node for branch in branches(node) for one in _typed(branch)]
-    return [*graph.value_info, *graph.input, *graph.output, *inner]
 
 
 @dataclass

@@ -40,6 +40,12 @@ def branches(node: NodeProto) -> list[GraphProto]:
     return [attribute.g for attribute in node.attribute if attribute.type == onnx.AttributeProto.GRAPH]
 
 
+def types(graph: GraphProto) -> dict[str, onnx.ValueInfoProto]:
+    """Return the types of all values by name, those in branches too."""
+    inner = [one for node in graph.node for branch in branches(node) for one in types(branch).values()]
+    return {one.name: one for one in (*inner, *graph.value_info, *graph.input, *graph.output)}
+
+
 def captured(graph: GraphProto) -> set[str]:
     """Return the values that a branch takes from outside."""
     made = {one.name for one in graph.initializer} | {name for node in graph.node for name in node.output}

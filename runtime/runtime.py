@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .file import Card, read
-from .session import call
+from .session import call, open_session
 from .table import Fastest, Latency, Statistics, price_within
 
 if TYPE_CHECKING:
@@ -225,12 +225,7 @@ class Runtime:
         return self._straight.run(feed) or call(self._whole, None, feed)
 
     def _session(self, model: "onnx.ModelProto") -> "ort.InferenceSession":
-        import onnxruntime as ort
-
-        options = ort.SessionOptions()
-        options.intra_op_num_threads, options.inter_op_num_threads = self.threads, 1
-        options.log_severity_level = 3  # warnings tell of shapes that a batch leaves open
-        return ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+        return open_session(model.SerializeToString(), threads=self.threads)
 
 
 def _joined(parts: Sequence[list[np.ndarray]]) -> list[np.ndarray]:

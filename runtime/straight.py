@@ -7,13 +7,14 @@ An `If` costs time, and no buffer or sum is shared across its border. Where a po
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import onnx
 import onnxruntime as ort
 from onnx import GraphProto, NodeProto, helper
 
-from .flow import branches, uses
+from .flow import branches, types, uses
 from .program import Piece
 from .session import call
 from .tidy import tidied
@@ -59,8 +60,11 @@ class Straight:
         self.cut = _cut(model.graph)
         self.ends = [one.name for one in model.graph.output]
         self.ways: dict[bytes, Piece] = {}
-        if self.known:
-            self.decide = session(self._made(self.cut.before, [*self.cut.told, *self.cut.passed]))
+
+    @cached_property
+    def decide(self) -> ort.InferenceSession:
+        """The session that decides; made when the first ways are learnt, since many a runtime never is."""
+        return self.session(self._made(self.cut.before, [*self.cut.told, *self.cut.passed]))
 
     @property
     def known(self) -> bool:
@@ -78,6 +82,7 @@ class Straight:
             taken[actions.tobytes()] += 1
             chosen[actions.tobytes()] = [bool(one.item()) for one in conditions]
         wanted = [key for key, _ in taken.most_common(most)]
+        _ = self.decide  # before the first call that finds a way, which may come from any thread
         self.ways = {key: self.ways.get(key) or self._way(chosen[key]) for key in wanted}
 
     def run(self, feed: Feed) -> list[np.ndarray] | None:
@@ -106,20 +111,15 @@ class Straight:
     ) -> onnx.ModelProto:
         """Return a model of some nodes; it takes what they do not make."""
         graph = self.model.graph
-        types = _types(graph)
+        known = types(graph)
         made = {name for node in nodes for name in node.output}
         own = [*graph.initializer, *weights]
         taken = set[str]().union(*map(uses, nodes)) - made - {one.name for one in own}
-        inputs, ends = ([types[name] for name in names] for names in (sorted(taken), outputs))
-        known = [types[name] for name in made & types.keys() - set(outputs)]
-        new = helper.make_graph(nodes, "way", inputs, ends, own, value_info=known)
+        inputs, ends = ([known[name] for name in names] for names in (sorted(taken), outputs))
+        inner = [known[name] for name in made & known.keys() - set(outputs)]
+        new = helper.make_graph(nodes, "way", inputs, ends, own, value_info=inner)
         model = helper.make_model(new, opset_imports=self.model.opset_import, ir_version=self.model.ir_version)
         return tidied(model)
-
-
-def _types(graph: GraphProto) -> dict[str, onnx.ValueInfoProto]:
-    inner = [one for node in graph.node for branch in branches(node) for one in _types(branch).values()]
-    return {one.name: one for one in (*inner, *graph.value_info, *graph.input, *graph.output)}
 
 
 def _cut(graph: GraphProto) -> _Split:

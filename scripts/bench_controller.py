@@ -1,9 +1,7 @@
 """`skipgym bench controller`: is an exported controller really faster than its network without choices?"""
 
-import json
-import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,13 +12,13 @@ from rich.table import Table
 from tqdm import tqdm
 
 from ..agents.controller import Controller
-from ..agents.evaluate import measure, measure_full, versions
+from ..agents.evaluate import measure, measure_full
 from ..bench.controllers import NAMES, compare_controller
-from ..bench.race import machine
 from ..data import PartName
 from ..data import load as load_data
 from ..envs.build import check_fit
 from ..runtime.extra import need
+from .figures import check_new, leave, origin
 
 COLUMNS = ("", "batch", "accuracy", "compute", "p50, ms", "p95, ms", "images/s", "speed-up", "of MACs' promise")
 
@@ -59,8 +57,7 @@ class Config:
                 raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)}.")
         if not self.batch_sizes or min(self.batch_sizes) < 1:
             raise ValueError(f"batch_sizes: expected sizes of at least 1, got {self.batch_sizes}. Try 1 64.")
-        if self.out and (self.out.exists() or not self.out.parent.is_dir()):
-            raise FileExistsError(f"--out {self.out}: expected a new file in a directory that exists. Choose another.")
+        check_new(self.out)
 
 
 def main(arguments: list[str]) -> int:
@@ -80,11 +77,10 @@ def main(arguments: list[str]) -> int:
             threads=config.threads,
             told=bar.update,
         )
-    found = {
-        "command": ["skipgym", "bench", "controller", *arguments],
-        "config": json.loads(json.dumps(asdict(config), default=str)),
-        "machine": {**machine(), "threads": config.threads},
-        "versions": {**versions(), **_runtime_versions()},
+    found = origin("controller", config, arguments)
+    found["machine"]["threads"] = config.threads
+    found["versions"] |= _runtime_versions()
+    found |= {
         "task": controller.task.name,
         "backbone": controller.task.backbone.name,
         "full_macs": controller.task.full_macs,
@@ -92,10 +88,7 @@ def main(arguments: list[str]) -> int:
         "batch_sizes": paces,
     }
     show(found)
-    if config.out:
-        part = config.out.with_suffix(".part")
-        part.write_text(json.dumps(found, indent=1) + "\n")
-        os.replace(part, config.out)
+    leave(config.out, found)
     return 0
 
 

@@ -1,9 +1,7 @@
 """`skipgym bench env`: decisions per second, as ratios in one run, and where a learner's time goes."""
 
-import json
-import os
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -12,14 +10,13 @@ from rich.console import Console
 from rich.table import Table
 from tqdm import tqdm
 
-from ..agents.evaluate import versions
 from ..backbones.threads import threads
 from ..bench.environments import compare_environments
 from ..bench.ground import Ground
 from ..bench.learners import AGENTS, KINDS, spend
-from ..bench.race import machine
 from ..bench.tables import TableSize, pace_of_table
 from ..envs.tree import check_small
+from .figures import check_new, leave, origin
 
 What = Literal["environments", "learners", "table"]
 NAMES = {
@@ -57,26 +54,16 @@ class Config(Ground):
                 raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)}.")
         if not self.what:
             raise ValueError(f"what: expected one or more of {', '.join(get_args(What))}, got none.")
-        if self.out and (self.out.exists() or not self.out.parent.is_dir()):
-            raise FileExistsError(f"--out {self.out}: expected a new file in a directory that exists. Choose another.")
+        check_new(self.out)
 
 
 def main(arguments: list[str]) -> int:
     """Run the command."""
     config = tyro.cli(Config, args=arguments, prog="skipgym bench env")
     with threads(config.threads):
-        found = {
-            "command": ["skipgym", "bench", "env", *arguments],
-            "config": json.loads(json.dumps(asdict(config), default=str)),
-            "machine": machine(),
-            "versions": versions(),
-            **measured(config),
-        }
+        found = origin("env", config, arguments) | measured(config)
     show(found)
-    if config.out:
-        part = config.out.with_suffix(".part")
-        part.write_text(json.dumps(found, indent=1) + "\n")
-        os.replace(part, config.out)
+    leave(config.out, found)
     return 0
 
 
