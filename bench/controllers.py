@@ -5,16 +5,18 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import mean, median
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import onnxruntime as ort
 
 from ..agents.controller import Controller
 from ..agents.export import export_onnx, export_static
 from ..runtime import Runtime
 from ..runtime.session import open_session
 from .race import Race, race
+
+if TYPE_CHECKING:
+    import onnxruntime as ort
 
 NAMES = ("static", "controller")
 
@@ -102,7 +104,7 @@ def _settle(runtime: Runtime, parts: Sequence[np.ndarray], price: float | None) 
 
 
 def _runners(
-    runtime: Runtime, static: ort.InferenceSession, part: np.ndarray, price: float | None
+    runtime: Runtime, static: "ort.InferenceSession", part: np.ndarray, price: float | None
 ) -> dict[str, Callable[[], int]]:
     def bare() -> int:
         static.run(None, {"image": part})

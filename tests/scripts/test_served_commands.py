@@ -1,6 +1,8 @@
 """Exported files, measured by the commands as a user calls them."""
 
 import json
+import subprocess
+import sys
 
 import pytest
 
@@ -85,3 +87,27 @@ def test_figure_out_of_range_is_told_before_anything_is_read(words, capsys):
     with pytest.raises(SystemExit):
         main(["bench", "controller", "nowhere", *words])
     assert f"{words[0][2:].replace('-', '_')}: expected" in capsys.readouterr().err
+
+
+HIDDEN = """
+import sys
+from importlib.machinery import PathFinder
+
+class Hide(PathFinder):
+    @classmethod
+    def find_spec(cls, name, path=None, target=None):
+        return None if name.split(".")[0] in ("onnx", "onnxruntime", "onnxscript") else super().find_spec(name, path)
+
+sys.meta_path = [Hide if finder is PathFinder else finder for finder in sys.meta_path]
+from skipgym.scripts.cli import main
+
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.parametrize("words", [["bench", "controller", "C"], ["evaluate", "c.onnx", "--runtime", "onnx"]])
+def test_missing_extra_is_told_with_what_to_install(words):
+    done = subprocess.run([sys.executable, "-c", HIDDEN, *words], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: ONNX: expected onnx")
+    assert 'pip install "skipgym[onnx]"' in done.stderr
