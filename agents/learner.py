@@ -4,7 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor
@@ -68,6 +68,10 @@ class Setting:
         gate = Gate(self.layout, task.decisions, hidden=self.hidden, recurrent=recurrent, alike=task.alike)
         return gate.to(task.device)
 
+    def on(self, task: Task, most: int) -> "Setting":
+        """Return the same for another task, with at most so many episodes at a time."""
+        return replace(self, task=task, num_envs=min(self.num_envs, most))
+
     def engine(self, *, policy_macs: int) -> Engine:
         """Return the environment to train in, seeded."""
         engine = Engine(
@@ -99,7 +103,14 @@ class Setting:
 
 
 class Learner(ABC):
-    """Turns a setting into a policy."""
+    """Turns a setting into a policy.
+
+    Attributes:
+        trains_probabilities: Whether what it trains is a gate whose logits are those of probabilities, so that gate and
+            network can be finetuned together.
+    """
+
+    trains_probabilities: ClassVar[bool] = True
 
     @abstractmethod
     def train(self, setting: Setting) -> Policy:

@@ -74,6 +74,8 @@ class PathTableOptions:
 class PathTable(Learner):
     """Search, classify, record; see the module."""
 
+    trains_probabilities = False
+
     def train(self, setting: Setting) -> PathPolicy:
         options = read_options(PathTableOptions(), setting.agent_options, "path-table")
         torch.manual_seed(setting.seed)

@@ -2,13 +2,15 @@
 
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from ..envs.choice import Soft, together
+from ..envs.engine import Engine
 from ..envs.rollout import Relaxed, relax
 from ..envs.state import State
 from ..envs.tally import Tally
@@ -160,10 +162,22 @@ class Trial:
     error: Tensor
 
 
+class Objective(Protocol):
+    """How weights are drawn from a gate's logits, and what is minimised."""
+
+    def draw(self, progress: float) -> Draw:
+        """Return how weights are drawn when a share `progress` of training is done."""
+        ...
+
+    def loss(self, trial: Trial, progress: float) -> Tensor:
+        """Return what is minimised, a mean over rows."""
+        ...
+
+
 class RelaxedLearner(Learner):
     """Trains a gate by gradients through the frozen network. Subclasses say how weights are drawn, and the loss.
 
-    One loop for all: Adam, learning rate falling linearly to a tenth; the gate opens everything at first.
+    One loop for all, with Adam; the gate opens everything at first.
     """
 
     learning_rate: float
@@ -184,27 +198,37 @@ class RelaxedLearner(Learner):
 
     def train(self, setting: Setting) -> GatePolicy:
         self.begin(setting)
-        setting = replace(setting, num_envs=min(setting.num_envs, self.batch_size))
+        setting = setting.on(setting.task, self.batch_size)
         torch.manual_seed(setting.seed)
         gate = setting.gate(recurrent=self.recurrent)
         open_wide(gate.head, setting.task.decisions, alike=setting.task.alike)
-        policy, monitor, task = GatePolicy(gate), setting.monitor, setting.task
-        engine = setting.engine(policy_macs=policy.macs)
+        engine = setting.engine(policy_macs=gate.macs())
         gate.trunk.fit(setting.observations(engine))
-        optimizer = torch.optim.Adam(gate.parameters(), self.learning_rate)
-        while (progress := monitor.done_share) < 1:
-            trial = attempt(task, gate, engine.deal(), self.draw(progress))
-            loss = self.loss(trial, progress)
-            for group in optimizer.param_groups:
-                group["lr"] = self.learning_rate * (1 - 0.9 * progress)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            monitor.record(_tally(task, trial), price=engine.high, loss=loss.item())
-            if setting.lagrange:
-                engine.set_price(setting.lagrange.update(trial.compute.mean().item(), monitor.done_share))
-            monitor.validate(policy)
-        return policy
+        return descend(setting, engine, gate, self, torch.optim.Adam(gate.parameters(), self.learning_rate))
+
+
+def descend(
+    setting: Setting, engine: Engine, gate: Gate, objective: Objective, optimizer: torch.optim.Optimizer
+) -> GatePolicy:
+    """Train a gate, and whatever else the optimizer holds, on what an engine deals until the monitor says it is done.
+
+    Learning rates fall linearly to a tenth.
+    """
+    policy, monitor, task = GatePolicy(gate), setting.monitor, setting.task
+    rates = [group["lr"] for group in optimizer.param_groups]
+    while (progress := monitor.done_share) < 1:
+        trial = attempt(task, gate, engine.deal(), objective.draw(progress))
+        loss = objective.loss(trial, progress)
+        for group, rate in zip(optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate * (1 - 0.9 * progress)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        monitor.record(_tally(task, trial), price=engine.high, loss=loss.item())
+        if setting.lagrange:
+            engine.set_price(setting.lagrange.update(trial.compute.mean().item(), monitor.done_share))
+        monitor.validate(policy)
+    return policy
 
 
 def attempt(task: Task, gate: Gate, dealt: tuple[State, Tensor, Tensor], draw: Draw) -> Trial:

@@ -188,6 +188,8 @@ class A2CLearner(Learner):
 class DQNLearner(Learner):
     """DQN; the greedy action of the Q-network is the policy."""
 
+    trains_probabilities = False
+
     def train(self, setting: Setting) -> GatePolicy:
         defaults = {
             "learning_rate": 1e-3,

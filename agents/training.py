@@ -3,7 +3,7 @@
 import copy
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -19,6 +19,7 @@ from .baselines import check_budget, full_accuracy
 from .budget import Lagrange, lowest, lowest_price
 from .controller import Controller
 from .evaluate import Measured, measure, result_row, write_results
+from .joint import check_joint, finetune
 from .learner import Setting, make_learner
 from .monitor import Monitor
 from .policy import GatePolicy
@@ -85,6 +86,8 @@ class TrainConfig(Subject):
     """Of everything random."""
     agent_options: dict[str, int | float | str] = field(default_factory=dict)
     """Options of the learner that differ from its defaults."""
+    joint: int = 0
+    """Images on which gate and network are then finetuned together. 0: the network stays frozen."""
 
     def __post_init__(self) -> None:
         """Check what needs neither data nor weights."""
@@ -95,6 +98,8 @@ class TrainConfig(Subject):
         for name in ("images", "num_envs"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)}.")
+        if self.joint < 0:
+            raise ValueError(f"joint: expected 0 or a number of images, got {self.joint}.")
         for name in ("minutes", "train_macs"):
             value = getattr(self, name)
             if value is not None and value <= 0:
@@ -110,7 +115,8 @@ class Trained:
     Attributes:
         controller: The best policy by validation, with its task.
         val: Its figures on validation data.
-        backbone_macs: Spent by the backbone in training, validation aside.
+        backbone_macs: Spent by the backbone in training, validation aside; where it was trained too, a step of that
+            counts like three forward passes.
         seconds: Wall-clock of training.
         history: Validation figures in the course of training.
     """
@@ -162,6 +168,8 @@ def train(config: TrainConfig, task: Task, data: ImageData, *, out: Path | None 
         check_budget(task, config.target_compute)
     learner = make_learner(config.agent)
     learner.check(task, config.agent_options)
+    if config.joint:
+        check_joint(learner, config.agent, task, data.policy)
     if out is not None:
         claim(out)
     reward = make_reward(config.reward)
@@ -175,12 +183,19 @@ def train(config: TrainConfig, task: Task, data: ImageData, *, out: Path | None 
     monitor.validate(last, force=True)
     monitor.close()
     assert monitor.best is not None
+    policy, spent = monitor.best, monitor.backbone_macs
+    if config.joint:
+        stage = _joint_setting(config, setting, out, quiet)
+        task, policy = finetune(policy, learner, stage)
+        stage.monitor.close()
+        seconds += stage.monitor.seconds
+        spent += 1.5 * stage.monitor.backbone_macs  # gradients of weights cost as much as those of features
     saved = json.loads(json.dumps(asdict(config), default=str))
     info = {"data": data.name, "data_fingerprint": data.fingerprint, "config": saved}
-    controller = Controller(task, monitor.best, price=_middle(config.price), info=info)
+    controller = Controller(task, policy, price=_middle(config.price), info=info)
     if config.target_compute is not None:
         meet(controller, data.val, config.target_compute)
-    trained = Trained(controller, measure(controller, data.val), monitor.backbone_macs, seconds, monitor.history)
+    trained = Trained(controller, measure(controller, data.val), spent, seconds, monitor.history)
     if out is not None:
         _write(trained, config, data, out)
     return trained
@@ -271,6 +286,24 @@ def _setting(
     )
 
 
+def _joint_setting(config: TrainConfig, setting: Setting, out: Path | None, quiet: bool) -> Setting:
+    """Return the setting of the stage that trains the network too: it goes on at the price that was reached."""
+    before, lagrange = setting.monitor, setting.lagrange
+    monitor = Monitor(
+        setting.task,
+        setting.data.val,
+        out=out and out / "joint",
+        prices=before.prices,
+        target=before.target,
+        images=config.joint,
+        validations=5,
+        quiet=quiet,
+    )
+    if lagrange is not None:
+        lagrange = Lagrange(lagrange.target, lagrange.integral, anneal=0)
+    return replace(setting, monitor=monitor, lagrange=lagrange, images=config.joint)
+
+
 def _middle(price: Price) -> float:
     return (price[0] + price[1]) / 2 if isinstance(price, Sequence) else price
 
@@ -290,4 +323,4 @@ def _write(trained: Trained, config: TrainConfig, data: ImageData, out: Path) ->
         train_backbone_macs=trained.backbone_macs,
         train_seconds=trained.seconds,
     )
-    write_results(out / "results.json", [row], history=trained.history)
+    write_results(out / "results.json", [row | {"joint": bool(config.joint)}], history=trained.history)

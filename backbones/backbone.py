@@ -77,10 +77,8 @@ class Backbone(nn.Module):
         self.reader: Reader | Recurrent | None = None
         was_training = network.training
         network.eval()
-        self._cut(blocks, bypass or {})
-        self.has_own_exits = isinstance(network, SteppedNet)
-        if isinstance(network, SteppedNet):
-            self.exits = nn.ModuleList(OwnExit(*one) for one in network.exits())  # pyright: ignore[reportAttributeAccessIssue]
+        self._bypass = dict(bypass or {})
+        self._cut(blocks)
         network.train(was_training)
         self.class_names = tuple(class_names or map(str, range(self.num_classes)))
         if len(self.class_names) != self.num_classes:
@@ -88,8 +86,8 @@ class Backbone(nn.Module):
                 f"class_names: expected {self.num_classes}, one for each output, got {len(self.class_names)}."
             )
 
-    def _cut(self, names: Sequence[str], bypass: Mapping[str, nn.Module]) -> None:
-        pieces = cut(self.network, names)
+    def _cut(self, names: Sequence[str]) -> None:
+        pieces, bypass = cut(self.network, names), self._bypass
         if strangers := bypass.keys() - set(names):
             raise ValueError(
                 f"bypass: expected names of blocks, got {sorted(strangers)}. The blocks are {list(names)}."
@@ -111,6 +109,9 @@ class Backbone(nn.Module):
         with torch.no_grad():
             self.num_classes = self.head(x).shape[-1]
         self.blocks: Sequence[Block] = nn.ModuleList(blocks)  # pyright: ignore[reportAttributeAccessIssue]
+        self.has_own_exits = isinstance(self.network, SteppedNet)
+        if isinstance(self.network, SteppedNet):
+            self.exits = nn.ModuleList(OwnExit(*one) for one in self.network.exits())  # pyright: ignore[reportAttributeAccessIssue]
 
     @property
     def added_exits(self) -> list[Exit]:
@@ -299,6 +300,13 @@ class Backbone(nn.Module):
                 one.head = fold(one.head, one.in_shape)
         clone.smaller = nn.ModuleList(one.frozen() for one in clone.smaller)  # pyright: ignore[reportAttributeAccessIssue]
         return clone.eval().to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+
+    def thawed(self) -> Self:
+        """Return a copy that can be trained further, in evaluation mode: its pieces are the network's own modules."""
+        clone = copy.deepcopy(self).eval()
+        clone.is_frozen = False
+        clone._cut([block.name for block in self.blocks])
+        return clone
 
     def train(self, mode: bool = True) -> Self:
         """Switch between training and evaluation; a frozen backbone stays in evaluation."""

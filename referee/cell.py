@@ -22,7 +22,7 @@ from ..agents.threshold import threshold_at_price, threshold_policy
 from ..agents.training import meet, train
 from ..data import ImageData, Part
 from ..envs.task import Task
-from .methods import THRESHOLDS, method
+from .methods import THRESHOLDS, is_learned, method
 from .plan import Budget, Cell, CompareConfig
 
 RESULT, IMAGES = "cell.json", "images.safetensors"
@@ -170,7 +170,8 @@ class Bench:
             seed=cell.seed,
         )
         by_class = execution_by_class(test.actions, part.labels, self.task.backbone.class_names)
-        return row | {"target": budget.target, "budget": str(budget), "joint": False, "execution_by_class": by_class}
+        joint = is_learned(cell.method) and method(cell.method).joint
+        return row | {"target": budget.target, "budget": str(budget), "joint": joint, "execution_by_class": by_class}
 
 
 def execution_by_class(actions: Tensor, labels: Tensor, names: tuple[str, ...]) -> dict[str, list[float]]:

@@ -16,13 +16,15 @@ import torch
 
 from ..agents.baselines import check_budget, full_accuracy
 from ..agents.evaluate import versions, write_results
+from ..agents.joint import check_joint
+from ..agents.learner import make_learner
 from ..agents.training import prepare
 from ..data import ImageData
 from ..envs.task import Task
 from .cell import Bench
 from .figure import interval_figure
 from .ledger import Ledger
-from .methods import check_methods, is_learned
+from .methods import JOINT, check_methods, is_learned, method
 from .plan import Cell, CompareConfig, cells
 from .report import write_report
 from .summary import Entry, Row, Statics, areas, summarise, verdicts
@@ -71,6 +73,9 @@ def compare(
         check_workers(config)
         task, data = prepare(config)
     check_methods(config.agents, task)
+    for name in config.agents:
+        if (asked := method(name)).joint:
+            check_joint(make_learner(asked.agent), name, task, data.policy)
     for target in config.targets:
         check_budget(task, target)
     ledger = Ledger(out, config, {"backbone": task.backbone.identity(), "data": data.fingerprint})
@@ -209,6 +214,11 @@ def _notes(config: CompareConfig, entries: Sequence[Entry]) -> list[str]:
         "static_gain: accuracy minus that of fixed subsets at the same compute, a mixture of the two neighbours on "
         "their frontier.",
     ]
+    if any(row["joint"] for entry in entries for row in entry.rows):
+        notes.append(
+            f"Methods named NAME{JOINT} finetuned gate and network together on {config.joint_images:,} more images, "
+            "beyond the budget. They have no part in the verdicts."
+        )
     return notes + list(dict.fromkeys(row["note"] for e in entries for row in e.rows if row.get("note")))
 
 

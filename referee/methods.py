@@ -1,7 +1,7 @@
 """The methods that can be compared: a learner, and how it is asked."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from ..agents.baselines import RULE
@@ -11,7 +11,10 @@ from ..agents.threshold import check_exits
 from ..envs.task import Task
 from ..names import unknown
 
-Kind = Literal["RL", "Gumbel", "hybrid", "supervised", "own"]
+Kind = Literal["RL", "Gumbel", "hybrid", "supervised", "own", "joint"]
+
+JOINT = "+joint"
+"""After a method's name: the network is finetuned with the gate afterwards."""
 
 UNTRAINED = ("full", "random", "static", "oracle", *THRESHOLDS)
 """Always in the table where the task allows them."""
@@ -31,12 +34,14 @@ class Method:
         kind: By what it learns.
         priced: Trained once over a range of prices, then told one for each budget.
         options: Of the learner.
+        joint: Whether gate and network are then finetuned together.
     """
 
     agent: str
     kind: Kind
     priced: tuple[float, float] | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
+    joint: bool = False
 
     @property
     def every_budget(self) -> bool:
@@ -61,11 +66,13 @@ METHODS: dict[str, Method] = {
 
 
 def method(name: str) -> Method:
-    """Return a method by its name, or by that of any registered learner.
+    """Return a method by its name, or by that of any registered learner; `NAME+joint` finetunes the network too.
 
     Raises:
         ValueError: If there is none.
     """
+    if name.endswith(JOINT):
+        return replace(method(name.removesuffix(JOINT)), kind="joint", joint=True)
     if name in METHODS:
         return METHODS[name]
     if REGISTRY.find(name) is None:

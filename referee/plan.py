@@ -34,6 +34,8 @@ class CompareConfig(Subject):
     """Images at a time."""
     hidden: int = 64
     """Width of the gates."""
+    joint_images: int = 20_000
+    """Images on which methods named NAME+joint then finetune gate and network together, beyond the budget."""
     oracle_images: int = 1000
     """Test images for the oracle's bounds; 0 leaves it out."""
     oracle_paths: int = 1024
@@ -44,7 +46,7 @@ class CompareConfig(Subject):
     def __post_init__(self) -> None:
         """Check what needs neither data nor weights."""
         super().__post_init__()
-        for name in ("seeds", "images", "num_envs", "hidden", "workers", "oracle_paths"):
+        for name in ("seeds", "images", "num_envs", "hidden", "workers", "oracle_paths", "joint_images"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)}. Change --{_flag(name)}.")
         if self.oracle_images < 0:
@@ -117,6 +119,7 @@ class Cell:
             augment_val=config.augment_val,
             table=config.table,
             agent_options=dict(how.options),
+            joint=config.joint_images if how.joint else 0,
         )
 
     def key(self, config: CompareConfig, identity: dict[str, str]) -> str:
@@ -138,7 +141,8 @@ class Cell:
                 "table": [config.table, config.augment],
                 "oracle": [config.oracle_images, config.oracle_paths],
             }
-        return asdict(self.train_config(config, 1))
+        settings = asdict(self.train_config(config, 1))
+        return settings if settings["joint"] else {key: one for key, one in settings.items() if key != "joint"}
 
 
 def cells(config: CompareConfig, *, exits: bool = False, rules: Iterable[str] = ()) -> list[Cell]:

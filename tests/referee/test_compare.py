@@ -354,3 +354,22 @@ def test_killed_comparison_goes_on_and_leaves_no_worker_behind(tmp_path):
     assert f"5 cells, {len(finished)} of them finished before" in second.stdout
     assert {path: path.stat().st_mtime_ns for path in finished} == finished
     assert len(list(out.glob("runs/*/cell.json"))) == len(list(out.glob("runs/*"))) == 5
+
+
+def test_jointly_finetuned_method_is_named_and_has_no_part_in_the_verdicts(task, data, tiny_config, tmp_path):
+    config = replace(tiny_config(agents=("gumbel", "gumbel+joint", "ppo")), joint_images=64)
+    content = compare(config, tmp_path / "out", task=task, data=data, quiet=True)
+    joint = [row for row in content["rows"] if row["joint"]]
+    assert {row["method"] for row in joint} == {"gumbel+joint"}
+    assert any("gumbel+joint" in note or "NAME+joint" in note for note in content["meta"]["notes"])
+    assert "joint" not in str(content["meta"]["verdicts"])
+    controller = Controller.load(tmp_path / "out" / joint[0]["controller"])
+    assert controller.task.backbone.fingerprint() != task.backbone.fingerprint()
+    frozen = next(row for row in content["rows"] if row["method"] == "gumbel" and row["seed"] == joint[0]["seed"])
+    assert joint[0]["train_backbone_macs"] > frozen["train_backbone_macs"]
+
+
+def test_method_that_cannot_be_finetuned_jointly_is_told_before_work(task, data, tiny_config, tmp_path):
+    with pytest.raises(ValueError, match="gate gives probabilities, got path-table[+]joint"):
+        compare(tiny_config(agents=("path-table+joint",)), tmp_path / "out", task=task, data=data, quiet=True)
+    assert not (tmp_path / "out").exists()
