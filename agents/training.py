@@ -31,10 +31,11 @@ class Subject:
 
     task: str = "layer-skip"
     """Registered name; see `skipgym list`."""
-    backbone: str = "resnet20"
-    """Registered name."""
-    data: str = "digits"
-    """A name, an ImageFolder directory, or an .npz in MedMNIST layout."""
+    backbone: str = ""
+    """Registered name; the task's own where none is given, resnet20 for most."""
+    data: str = ""
+    """A name, an ImageFolder directory, or an .npz in MedMNIST layout; the task's own where none is given, digits for
+    most."""
     weights: Path | None = None
     """The backbone's checkpoint; the embedded data's backbone is trained on first use."""
     class_indices: tuple[int, ...] = ()
@@ -52,7 +53,11 @@ class Subject:
     few ways through."""
 
     def __post_init__(self) -> None:
-        """Check what all commands ask alike."""
+        """Check what all commands ask alike, and take the task's own backbone and data where none is named."""
+        kind = task_class(self.task)
+        for name, own in (("backbone", kind.default_backbone), ("data", kind.default_data)):
+            if not getattr(self, name):
+                object.__setattr__(self, name, own)  # frozen, but not made yet
         if self.table < 0:
             raise ValueError(f"table: expected 0, or how many versions of each image, got {self.table}.")
 
@@ -91,7 +96,6 @@ class TrainConfig(Subject):
 
     def __post_init__(self) -> None:
         """Check what needs neither data nor weights."""
-        task_class(self.task)
         make_learner(self.agent)
         make_reward(self.reward)
         super().__post_init__()

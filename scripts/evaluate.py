@@ -37,7 +37,7 @@ class Config:
     what: Annotated[str, tyro.conf.Positional]
     """Directory of a controller, or a method without training; with `--runtime onnx` an exported file."""
     data: str | None = None
-    """A name, an ImageFolder directory, or an .npz in MedMNIST layout; a controller's own by default, else digits."""
+    """A name, an ImageFolder directory, or an .npz in MedMNIST layout; a controller's, or the task's own by default."""
     split: PartName = "test"
     """Which part of the data."""
     price: float | None = None
@@ -49,8 +49,8 @@ class Config:
     """Of random."""
     task: str = "layer-skip"
     """For methods without training. Likewise the next three."""
-    backbone: str = "resnet20"
-    """Registered name."""
+    backbone: str = ""
+    """Registered name; the task's own where none is given."""
     weights: Path | None = None
     """The backbone's checkpoint."""
     class_indices: tuple[int, ...] = ()
@@ -189,7 +189,7 @@ def _untrained(config: Config) -> tuple[Controller, ImageData, str]:
     train_config = TrainConfig(
         task=config.task,
         backbone=config.backbone,
-        data=config.data or "digits",
+        data=config.data or "",
         weights=config.weights,
         class_indices=config.class_indices,
         task_options=config.task_options,

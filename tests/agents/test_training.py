@@ -123,3 +123,10 @@ def test_training_from_a_table_leaves_a_controller_for_images(agent, enough, dar
 def test_table_of_a_negative_number_of_versions_is_refused():
     with pytest.raises(ValueError, match="table: expected 0, or how many versions of each image, got -1"):
         TrainConfig(table=-1)
+
+
+def test_backbone_and_data_are_the_task_s_own_where_none_is_named():
+    assert (TrainConfig().backbone, TrainConfig().data) == ("resnet20", "digits")
+    texts = TrainConfig(task="time-skip")
+    assert (texts.backbone, texts.data) == ("words", "key-phrases")
+    assert TrainConfig(task="time-skip", data="digit-clips").data == "digit-clips"
