@@ -160,7 +160,15 @@ def chosen_lines(row: Mapping[str, Any]) -> list[str]:
         if len(counts) > 2:
             shares = ", ".join(f"{i} {count / max(1, sum(counts)):.1%}" for i, count in enumerate(counts))
             lines.append(f"{row['method']}, {piece}: option {shares}")
-    return lines
+    return lines + _never_chosen(row)
+
+
+def _never_chosen(row: Mapping[str, Any]) -> list[str]:
+    """Return a line that names the options, of more than two, that a method never chose: dead experts, say."""
+    chosen = {piece: counts for piece, counts in row.get("chosen", {}).items() if len(counts) > 2 and sum(counts)}
+    dead = {piece: [str(i) for i, count in enumerate(counts) if not count] for piece, counts in chosen.items()}
+    named = [f"{piece} option {' '.join(options)}" for piece, options in dead.items() if options]
+    return [f"{row['method']}, never chosen: {'; '.join(named)}"] if named else []
 
 
 def write_results(path: Path, rows: Sequence[Mapping[str, Any]], **meta: Any) -> None:

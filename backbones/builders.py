@@ -7,6 +7,7 @@ from torch import nn
 from torchvision.models.squeezenet import Fire
 
 from .cifar_resnet import CifarResNet
+from .experts import ExpertResNet
 from .msdnet import MSDNet
 from .ranet import RANet
 from .slimmable import Kind, SlimmableResNet
@@ -36,6 +37,12 @@ def slimmable(
 ) -> tuple[nn.Module, list[str]]:
     """Build a slimmable CIFAR ResNet of a kind."""
     network = SlimmableResNet(depth, kind, num_classes=num_classes, in_channels=shape[0], width=width)
+    return network, _residual_blocks(network)
+
+
+def experts(num_classes: int, shape: tuple[int, int, int], *, depth: int, width: int) -> tuple[nn.Module, list[str]]:
+    """Build a CIFAR ResNet with experts in every block."""
+    network = ExpertResNet(depth, num_classes=num_classes, in_channels=shape[0], width=width)
     return network, _residual_blocks(network)
 
 

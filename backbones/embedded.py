@@ -42,6 +42,8 @@ EXIT_EPOCHS = {"digits": 40, "noisy-digits": 8, "cluttered-digits": 3, "cluttere
 
 WIDTH_EPOCHS = {"digits": 10, "noisy-digits": 3, "cluttered-digits": 2}
 """Passes in which slimmable backbones of the embedded data are trained on first use."""
+BRANCH_EPOCHS = {"digits": 20, "noisy-digits": 4, "cluttered-digits": 3}
+"""Likewise, backbones through which images draw their way in training."""
 READER_EPOCHS = {"digits": 30, "noisy-digits": 4, "cluttered-digits": 2, "cluttered-canvas": 3, "digit-clips": 4}
 """Likewise, readers of crops or frames."""
 STEP_EPOCHS = {"key-phrases": 8, "digit-clips": 4}
@@ -84,6 +86,8 @@ def embedded_recipe(name: str, data: ImageData) -> Recipe:
         return replace(recipe, stochastic_depth=0.0, spare_hard=0.0)
     if entry.slimmable:
         return Recipe(epochs=WIDTH_EPOCHS[data.name], batch_size=recipe.batch_size)
+    if entry.branched:
+        return Recipe(epochs=BRANCH_EPOCHS[data.name], batch_size=recipe.batch_size)
     return recipe
 
 

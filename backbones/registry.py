@@ -35,6 +35,7 @@ class Entry:
     colour_only: bool = False  # takes three channels; grey images are repeated
     skippable: bool = True  # its blocks can be left out
     slimmable: bool = False  # it is trained at several widths
+    branched: bool = False  # in training each image draws its way through it
     words: bool = False  # it takes words; `build` wants the number of known ones too
 
 
@@ -56,6 +57,7 @@ def register_backbone(
     colour_only: bool = False,
     skippable: bool = True,
     slimmable: bool = False,
+    branched: bool = False,
     words: bool = False,
 ) -> Callable[[Builder], Builder]:
     """Register a builder under a name.
@@ -66,6 +68,7 @@ def register_backbone(
         colour_only: Whether it takes three channels only; grey images are repeated.
         skippable: Whether its blocks can be left out.
         slimmable: Whether it is trained at several widths.
+        branched: Whether in training each image draws its way through it.
         words: Whether it takes words.
 
     Raises:
@@ -74,7 +77,7 @@ def register_backbone(
 
     def register(build: Builder) -> Builder:
         function = build.func if isinstance(build, partial) else build
-        entry = Entry(build, colour_only, skippable, slimmable, words)
+        entry = Entry(build, colour_only, skippable, slimmable, branched, words)
         REGISTRY.add(name, entry, description, module=function.__module__)
         return build
 
@@ -101,7 +104,7 @@ def make_backbone(
     Args:
         name: A registered name; `-wK` after a CIFAR ResNet's gives it K channels in the first stage (`resnet20-w8`);
             `msdnet4-s2-w4` has 4 exits, 2 scales and 4 channels at the finest, likewise `ranet4-s2-w4`.
-            `slim-` or `us-` before it makes it slimmable (`us-resnet20-w8`).
+            `slim-` or `us-` before it makes it slimmable (`us-resnet20-w8`), `experts-` gives its blocks experts.
         num_classes: Outputs.
         input_shape: (C, H, W) of the images.
         mean: Of each channel, for images in 0…1; ImageNet's where not given.
@@ -345,6 +348,9 @@ def _find(name: str) -> Entry:
         kind: Any = match[1]
         build = partial(builders.slimmable, kind=kind, depth=int(match[2]), width=int(match[3] or 16))
         return Entry(build, slimmable=True)
+    if match := re.fullmatch(r"experts-resnet(\d+)(?:-w(\d+))?", name):
+        build = partial(builders.experts, depth=int(match[1]), width=int(match[2] or 16))
+        return Entry(build, branched=True)
     raise ValueError(unknown("backbone", name, REGISTRY.known(), "For a network of your own use skipgym.wrap."))
 
 
@@ -359,6 +365,10 @@ for _depth in (20, 32, 56):
         register_backbone(
             f"{_kind}-resnet{_depth}", f"slimmable CIFAR ResNet of {_depth} layers, widths {_widths}", slimmable=True
         )(partial(builders.slimmable, kind=_kind, depth=_depth, width=16))
+for _depth in (8, 20, 32, 56):
+    register_backbone(
+        f"experts-resnet{_depth}", f"CIFAR ResNet of {_depth} layers, three experts in each block", branched=True
+    )(partial(builders.experts, depth=_depth, width=16))
 for _depth in (18, 34, 50, 101, 152):
     register_backbone(f"resnet{_depth}", f"torchvision ResNet-{_depth}", colour_only=True)(
         partial(builders.torchvision_resnet, name=f"resnet{_depth}")

@@ -63,6 +63,11 @@ def take(x: Tensor, rows: Tensor) -> Tensor:
     return flat.unflatten(1, (height, width, channels)).permute(0, 3, 1, 2)
 
 
+def evenly(count: int, branches: int, device: torch.device) -> Tensor:
+    """Draw a branch for each row, all equally often, from torch's global generator. Shape (count,)."""
+    return torch.randperm(count, device=device) % branches
+
+
 def _room(values: Tensor, count: int) -> Tensor:
     """Return room for so many rows like these."""
     layout = torch.channels_last if values.dim() == 4 else torch.contiguous_format

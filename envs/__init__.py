@@ -11,6 +11,7 @@ from .choice import Choice, Hard, Masked, Soft, one_hot
 from .early_exit import EarlyExit
 from .engine import Engine, Transition
 from .exit_task import ExitTask
+from .experts import Experts
 from .frame_select import FrameSelect
 from .gym_env import SkipEnv
 from .layer_skip import LayerSkip
@@ -34,6 +35,7 @@ __all__ = [
     "EarlyExit",
     "Engine",
     "ExitTask",
+    "Experts",
     "FrameSelect",
     "Hard",
     "LayerSkip",

@@ -4,13 +4,15 @@ A task asks its choice what becomes of the computation; it never knows who choos
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import torch
 from torch import Tensor
 
 from ..backbones.routing import Branch, route
+
+Mixture = Callable[[Tensor, Tensor], Tensor]
 
 
 def cost_dtype(device: torch.device) -> torch.dtype:
@@ -29,6 +31,17 @@ class Choice(ABC):
             branches: One function for each option; all give the same shape.
             x: Rows. Shape (N, ...).
         """
+
+    def blend(self, branches: Sequence[Branch], x: Tensor, mixture: Mixture) -> Tensor:
+        """Return what `among` does, of branches that can be mixed before they run.
+
+        Args:
+            branches: One function for each option; all give the same shape.
+            x: Rows. Shape (N, ...).
+            mixture: Takes the options' weights, (N, options), and the rows; at weights of one and zero it gives what
+                the branches give.
+        """
+        return self.among(branches, x)
 
     @abstractmethod
     def only(self, option: int, branch: Branch, x: Tensor, shape: Sequence[int]) -> Tensor:
@@ -149,6 +162,10 @@ class Soft(Choice):
         """Run every branch on all rows and mix the results."""
         first, *others = (_scaled(branch(x), self.weight(i)) for i, branch in enumerate(branches))
         return sum(others, start=first)
+
+    def blend(self, branches: Sequence[Branch], x: Tensor, mixture: Mixture) -> Tensor:
+        """Run the mixture, once."""
+        return mixture(self.weights[0], x)
 
     def only(self, option: int, branch: Branch, x: Tensor, shape: Sequence[int]) -> Tensor:
         """Run the branch on all rows."""
