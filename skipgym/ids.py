@@ -17,6 +17,7 @@ TASKS = {
     "patch-crop": "PatchCrop",
     "frame-select": "FrameSelect",
     "time-skip": "TimeSkip",
+    "token-skip": "TokenSkip",
 }
 """Our tasks: name on the command line, name in the id. The module is named as the command."""
 
