@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import product
 from math import prod
 
@@ -24,6 +25,10 @@ EXHAUSTIVE = 10
 
 RULE = "fixed-"
 """What a task's rule is called as a method: `fixed-uniform`."""
+
+
+DRAWN = 512
+"""Random ways whose mean cost tells what a rate costs, where that is no sum over decisions."""
 
 
 def rule_policy(task: Task, name: str, compute: float) -> StaticPolicy:
@@ -81,9 +86,13 @@ def random_rate(task: Task, compute: float) -> float:
     """
     check_budget(task, compute)
     least, most = (macs / task.full_macs for macs in (task.least_macs, task.most_macs))
-    if not task.has_exits and set(task.decisions) == {2}:  # every piece is decided about: cost is linear in the rate
+    if (
+        task.adds_up and not task.has_exits and set(task.decisions) == {2}
+    ):  # every piece is decided about: cost is linear in the rate
         return min(1.0, (compute - least) / (most - least))
     start = task.begin(task.prepare(task.blank()))
+    if not task.adds_up:
+        return 1 - lowest(partial(_drawn, task), compute, 0.0, 1.0)
 
     def spent(out: float) -> float:
         """Return the expected compute at a rate of 1 - `out`."""
@@ -93,6 +102,14 @@ def random_rate(task: Task, compute: float) -> float:
 
     with torch.inference_mode():
         return 1 - lowest(spent, compute, 0.0, 1.0, steps=20)
+
+
+def _drawn(task: Task, out: float) -> float:
+    """Return the mean compute of random ways at a rate of 1 - `out`, as a share; the same coins for every rate."""
+    policy = RandomPolicy(1 - out, task.decisions, alike=task.alike)
+    inputs = task.prepare(task.blank()).expand(DRAWN, -1, -1, -1)
+    run = rollout(task, inputs, Decider(task, policy, torch.zeros(DRAWN, device=inputs.device)))
+    return float(run.macs.mean()) / task.full_macs
 
 
 def random_policy(task: Task, compute: float, *, seed: int = 0) -> RandomPolicy:

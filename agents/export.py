@@ -57,6 +57,11 @@ def export_onnx(controller: Controller, path: str | Path, *, input_type: InputTy
             f"export: expected a task whose options are ways through the network, got {controller.task.name}, whose "
             "options are places to look at. Serve it by skipgym.Controller instead."
         )
+    if controller.task.has_masks:
+        raise ValueError(
+            f"export: expected a task whose options are ways through the network, got {controller.task.name}, which "
+            "leaves out places within it. Serve it by skipgym.Controller instead."
+        )
     model = _written(controller, input_type)
     _put(path, model)
     return path

@@ -15,6 +15,7 @@ from ..envs.rollout import rollout
 from ..envs.state import State
 from ..envs.task import Box, Task
 from .controller import Controller
+from .mask_pictures import draw_masks
 from .policy import Decider
 
 COLOURS = ("tab:orange", "tab:green", "tab:red", "tab:purple", "tab:cyan", "tab:pink")
@@ -64,7 +65,7 @@ def story(controller: Controller, image: Tensor, *, price: float | None = None) 
         ValueError: If the task has no places to draw, or the image does not fit.
     """
     task = controller.task
-    check_drawable(task)
+    check_drawable(task, masks=False)
     images = image.unsqueeze(0)
     task.check_images(images)
     told = _Told(task, controller.policy, torch.full((1,), controller.price if price is None else price))
@@ -78,13 +79,13 @@ def story(controller: Controller, image: Tensor, *, price: float | None = None) 
 
 
 def is_drawable(task: Task) -> bool:
-    """Return whether a task looks at places of the image, and could answer in between."""
-    return task.has_exits and bool(task.regions(task.onward))
+    """Return whether a task leaves out places of the image, or looks at some and could answer in between."""
+    return task.has_masks or (task.has_exits and bool(task.regions(task.onward)))
 
 
-def check_drawable(task: Task) -> None:
-    """Raise a ValueError unless there are places to draw."""
-    if not is_drawable(task):
+def check_drawable(task: Task, *, masks: bool = True) -> None:
+    """Raise a ValueError unless there are places to draw; with or without those that are left out."""
+    if not is_drawable(task) or (task.has_masks and not masks):
         raise ValueError(
             f"picture: expected the controller of a task that looks at places of the image, got one of {task.name}. "
             "Leave the picture out, or train one: skipgym train --task patch-crop."
@@ -92,7 +93,12 @@ def check_drawable(task: Task) -> None:
 
 
 def draw_story(controller: Controller, image: Tensor, *, price: float | None = None) -> Figure:
-    """Draw where on an image was looked, numbered in order, beside the growing probability of the answer."""
+    """Draw where on an image was looked, numbered in order, beside the growing probability of the answer.
+
+    Of a task that leaves out places it is those that are drawn, see `draw_masks`.
+    """
+    if controller.task.has_masks:
+        return draw_masks(controller, image, price=price)
     told, names = story(controller, image, price=price), controller.task.backbone.class_names
     figure = Figure(figsize=(8, 3.6), layout="constrained")
     FigureCanvasAgg(figure)

@@ -69,6 +69,12 @@ class Metered(Soft):
         self.mixed.append(super().cost(costs))
         return self.mixed[-1]
 
+    def charged(self, macs: Tensor, *, most: float) -> Tensor:
+        """Return the cost of what is left, and count all of it."""
+        self.spent.append(most)
+        self.mixed.append(macs)
+        return macs
+
     def part(self, index: int) -> "Metered":
         """Return the weights of one part."""
         return Metered(self.weights[index], self.spent, self.mixed)

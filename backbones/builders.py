@@ -112,3 +112,23 @@ def tiny_vit(num_classes: int, shape: tuple[int, int, int]) -> tuple[nn.Module, 
     """Build a vision transformer for small images."""
     network = TinyViT(_square("vit_tiny", shape), num_classes)
     return network, _encoder_blocks(network)
+
+
+def small_vit(
+    num_classes: int, shape: tuple[int, int, int], *, layers: int, width: int, patch: int
+) -> tuple[nn.Module, list[str]]:
+    """Build a vision transformer of so many layers and numbers in a token, for patches of so many pixels."""
+    name = f"vit{layers}-w{width}-p{patch}"
+    side, heads = _square(name, shape), max(1, width // 16)
+    if side % patch or width % heads or not layers:
+        raise ValueError(
+            f"{name}: expected one or more layers, images that fill its patches, and a width of whole heads of 16, got "
+            f"images of {side} pixels. Choose other numbers, as in vit4-w32-p2."
+        )
+    network = torchvision.models.VisionTransformer(
+        side, patch, num_layers=layers, num_heads=heads, hidden_dim=width, mlp_dim=2 * width, num_classes=num_classes
+    )
+    if shape[0] != 3:
+        network.conv_proj = nn.Conv2d(shape[0], width, patch, patch)
+        nn.init.trunc_normal_(network.conv_proj.weight, std=(shape[0] * patch**2) ** -0.5)
+    return network, _encoder_blocks(network)

@@ -30,7 +30,12 @@ READER_FIELDS = (
     *("recurrent", "recurrent_hidden", "recurrent_skim"),
 )
 REVISION = 1  # of the training code; raise it when the same recipe gives other weights
-_NEWER = ("exit_weights", "scales", "width_training")  # recipes without them keep their digits, and so their results
+_NEWER = (
+    "exit_weights",
+    "scales",
+    "width_training",
+    "token_dropout",
+)  # recipes without them keep their digits, and so their results
 _OF_TRAINED_EXITS = ("exits", "exit_head", "exit_alpha", "exit_epochs")
 
 
@@ -69,6 +74,9 @@ class Recipe:
     distill: float = 0.0
     """0: the skipped path learns from the labels. Above: the full path does, and the skipped path learns from the full
     one's soft labels, with this weight of their KL divergence. Costs twice the time."""
+    token_dropout: float = 0.0
+    """Largest share of a vision transformer's tokens, the class token aside, that is left out of a training step. How
+    many is drawn for each step, which for each image. Above 0 the backbone learns to bear token-skip."""
     exit_weights: tuple[float, ...] = ()
     """lambda_i, of each exit in the sum of their losses; all 1 where none are given. A network with exits of its own
     (msdnet, ranet) minimises the sum of lambda_i CE_i, where the last weight is that of its last answer."""
@@ -93,7 +101,7 @@ class Recipe:
         for name, low, high in (("epochs", 1, math.inf), ("batch_size", 2, math.inf), ("seed", 0, 2**63 - 1)):
             _check(name, getattr(self, name), low <= getattr(self, name) <= high, f"at least {low}")
         _check("lr", self.lr, 0 < self.lr < math.inf, "a number above 0")
-        for name in ("momentum", "label_smoothing", "stochastic_depth"):
+        for name in ("momentum", "label_smoothing", "stochastic_depth", "token_dropout"):
             _check(name, getattr(self, name), 0 <= getattr(self, name) < 1, "a number from 0 to below 1")
         for name in ("weight_decay", "distill", "spare_hard"):
             _check(name, getattr(self, name), 0 <= getattr(self, name) < math.inf, "0 or above")
@@ -108,6 +116,8 @@ class Recipe:
         )
         if self.scales:
             read_scales(self.scales)
+        alone = not (self.token_dropout and self.stochastic_depth)
+        _check("token_dropout", self.token_dropout, alone, "0 beside --stochastic-depth")
         for name in ("distill", "spare_hard"):
             value = getattr(self, name)
             _check(name, value, not value or self.stochastic_depth > 0, "0 without --stochastic-depth")

@@ -344,6 +344,9 @@ def _find(name: str) -> Entry:
         return Entry(partial(builders.stepped, kind=builders.STEPPED[match[1]], **options), skippable=False)
     if match := re.fullmatch(r"words-w(\d+)", name):
         return Entry(partial(builders.words, width=int(match[1])), words=True)
+    if match := re.fullmatch(r"vit(\d+)-w(\d+)-p(\d+)", name):
+        layers, width, patch = map(int, match.groups())
+        return Entry(partial(builders.small_vit, layers=layers, width=width, patch=patch))
     if match := re.fullmatch(r"(slim|us)-resnet(\d+)(?:-w(\d+))?", name):
         kind: Any = match[1]
         build = partial(builders.slimmable, kind=kind, depth=int(match[2]), width=int(match[3] or 16))

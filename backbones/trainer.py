@@ -19,6 +19,7 @@ from .recipe import Recipe
 from .routing import route
 from .scaling import scale_macs, scaled
 from .slimmable import QUARTERS, SlimmableResNet, recalibrate, slices
+from .tokens import encoder_blocks, forward_dropped
 from .width_training import default_training, soft_label_loss, width_loss
 
 Metrics = dict[str, float]
@@ -198,6 +199,8 @@ class Trainer:
             return weighted_sum(losses, recipe.exit_weights)
         if isinstance(network := self.backbone.network, SlimmableResNet):
             return width_loss(network, batch.x, recipe.width_training or default_training(network), entropy)
+        if recipe.token_dropout:
+            return entropy(forward_dropped(self.backbone, batch.x, recipe.token_dropout))
         if not recipe.stochastic_depth:
             return entropy(self.backbone(batch.x))
         full = self.backbone(batch.x) if recipe.distill else None
@@ -231,6 +234,8 @@ class Trainer:
 
 def check_recipe(backbone: Backbone, recipe: Recipe) -> None:
     """Raise a ValueError unless a network can be trained as a recipe says."""
+    if recipe.token_dropout:
+        encoder_blocks(backbone)
     if not backbone.has_own_exits:
         return
     if recipe.stochastic_depth:

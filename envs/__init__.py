@@ -24,6 +24,7 @@ from .rollout import Run, rollout
 from .state import State, merge
 from .task import Task, make_task, register_task, task_names
 from .time_skip import TimeSkip
+from .token_skip import TokenSkip
 from .vector_env import SkipVectorEnv
 
 __all__ = [
@@ -54,6 +55,7 @@ __all__ = [
     "State",
     "Task",
     "TimeSkip",
+    "TokenSkip",
     "Transition",
     "build_engine",
     "make_reward",

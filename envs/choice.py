@@ -21,7 +21,14 @@ def cost_dtype(device: torch.device) -> torch.dtype:
 
 
 class Choice(ABC):
-    """One decision for each of N rows. A decision has one part, or several that are made at the same time."""
+    """One decision for each of N rows. A decision has one part, or several that are made at the same time.
+
+    Attributes:
+        gathers: Whether what is left out within a row, a token or a place, is not to be computed; else all of it is
+            computed, and masked.
+    """
+
+    gathers: bool = False
 
     @abstractmethod
     def among(self, branches: Sequence[Branch], x: Tensor) -> Tensor:
@@ -85,6 +92,15 @@ class Choice(ABC):
         dtype = cost_dtype(weights.device)
         return weights.to(dtype) @ torch.tensor(costs, dtype=dtype, device=weights.device)
 
+    def charged(self, macs: Tensor, *, most: float) -> Tensor:
+        """Return the cost of what a decision leaves of each row, where that is no sum over its options: as it is.
+
+        Args:
+            macs: What is left costs. Shape (N,).
+            most: What a row costs of which nothing is left out.
+        """
+        return macs
+
 
 class Hard(Choice):
     """Actions: rows are grouped by action, and each branch runs on its own rows only.
@@ -93,6 +109,8 @@ class Hard(Choice):
         actions: Chosen option of each row, or of each part of each row. Shape (N,) or (N, parts), integers.
         overwrites: Whether rows that it is given may be overwritten.
     """
+
+    gathers = True
 
     def __init__(self, actions: Tensor, *, overwrites: bool = False):
         self.actions, self.overwrites = actions, overwrites
@@ -133,6 +151,8 @@ class Hard(Choice):
 
 class Masked(Hard):
     """Actions, executed as released research code does: every branch on all rows, then select. To compare against."""
+
+    gathers = False
 
     def among(self, branches: Sequence[Branch], x: Tensor) -> Tensor:
         """Run every branch on all rows and keep what was chosen."""

@@ -40,6 +40,8 @@ class Task(nn.Module, ABC):
         alike: Whether the options above 0 are alike, as places are; otherwise they rise from less to more.
         reaches_full: Whether the last option everywhere gives the untouched network's answer.
         takes_clips: Whether inputs are clips of several frames, (N, T, C, H, W), rather than images.
+        has_masks: Whether decisions leave out places within the image, which `masks` tells.
+        adds_up: Whether a way through costs the sum of what its options cost, whatever else is chosen.
         spares_features: Whether `step` gives a state's features to its choice and then has no more use for them; an
             interpreter that has none either may let them be overwritten.
         takes_words: Whether those may be texts, whose frames are numbers of words.
@@ -52,6 +54,8 @@ class Task(nn.Module, ABC):
     alike: bool = False
     reaches_full: bool = True
     takes_clips: bool = False
+    has_masks: bool = False
+    adds_up: bool = True
     spares_features: bool = False
     takes_words: bool = False
     default_data: str = "digits"
@@ -158,6 +162,18 @@ class Task(nn.Module, ABC):
         """Return what was looked at on a way through, in order; what was not decided is -1. For pictures."""
         boxes = [self.region(piece, action) for piece, action in enumerate(actions) if action > 0]
         return [box for box in boxes if box is not None]
+
+    def masks(self, image: Tensor, actions: Sequence[int]) -> dict[str, Tensor]:
+        """Return where an image was computed on a way through, by the name of each stage, in order. For pictures.
+
+        Args:
+            image: Shape (C, H, W).
+            actions: One for each piece.
+
+        Returns:
+            1 where it was, else 0, on a raster over the image. Each of shape (rows, columns).
+        """
+        return {}
 
     def executed(self, image: Tensor, actions: Sequence[int]) -> list[str]:
         """Return what was executed on a way through, for people: the pieces' names.

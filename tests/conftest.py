@@ -90,7 +90,7 @@ def random_backbone(randomise: Callable[..., nn.Module]) -> Callable[..., Backbo
             of_words = {"input_shape": (1, 1, 2), "vocabulary": VOCABULARY}
             shape = of_words if name.startswith("words") else {"input_shape": input_shape}
             backbone = make_backbone(name, num_classes=CLASSES, **shape)
-        if name == "vit_tiny":  # torchvision's head begins with zeros: every answer would be the same
+        if name.startswith("vit"):  # torchvision's head begins with zeros: every answer would be the same
             nn.init.normal_(
                 backbone.network.get_submodule("heads.head").weight, generator=torch.Generator().manual_seed(seed)
             )

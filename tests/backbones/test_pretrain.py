@@ -223,6 +223,7 @@ class TestMistakes:
             ("lr", float("nan"), "lr: expected a number above 0"),
             ("stochastic_depth", 1.0, "stochastic_depth: expected a number from 0 to below 1"),
             ("stochastic_depth", -0.1, "stochastic_depth: expected"),
+            ("token_dropout", 1.0, "token_dropout: expected a number from 0 to below 1"),
             ("distill", 1.0, "distill: expected 0 without --stochastic-depth"),
             ("spare_hard", 1.0, "spare_hard: expected 0 without --stochastic-depth"),
             ("spare_hard", -1.0, "spare_hard: expected 0 or above"),
