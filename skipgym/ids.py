@@ -18,6 +18,7 @@ TASKS = {
     "frame-select": "FrameSelect",
     "time-skip": "TimeSkip",
     "experts": "Experts",
+    "channel-gate": "ChannelGate",
 }
 """Our tasks: name on the command line, name in the id. The module is named as the command."""
 
