@@ -140,13 +140,14 @@ class _Parts(nn.Module):
     def __init__(self, block: nn.Module, in_shape: tuple[int, ...], groups: int):
         super().__init__()
         conv1, bn1, conv2, bn2 = (getattr(block, name, None) for name in ("conv1", "bn1", "conv2", "bn2"))
-        convolved = isinstance(conv1, nn.Conv2d) and isinstance(conv2, nn.Conv2d)
-        normalised = isinstance(bn1, nn.BatchNorm2d) and isinstance(bn2, nn.BatchNorm2d)
-        if not convolved or not normalised or hasattr(block, "conv3"):
-            raise ValueError(
-                f"scattered: expected blocks of two convolutions, got {type(block).__name__}. Use a CIFAR ResNet, or "
-                "contiguous groups."
-            )
+        told = (
+            f"scattered: expected blocks of two convolutions, got {type(block).__name__}. Use a CIFAR ResNet, or "
+            "contiguous groups."
+        )
+        if not isinstance(conv1, nn.Conv2d) or not isinstance(conv2, nn.Conv2d) or hasattr(block, "conv3"):
+            raise ValueError(told)
+        if not isinstance(bn1, nn.BatchNorm2d) or not isinstance(bn2, nn.BatchNorm2d):
+            raise ValueError(told)
         second, size = fuse_conv_bn_eval(conv2, bn2), conv1.out_channels // groups
         bias = second.bias
         assert bias is not None  # of BatchNorm
