@@ -30,12 +30,8 @@ READER_FIELDS = (
     *("recurrent", "recurrent_hidden", "recurrent_skim"),
 )
 REVISION = 1  # of the training code; raise it when the same recipe gives other weights
-_NEWER = (
-    "exit_weights",
-    "scales",
-    "width_training",
-    "token_dropout",
-)  # recipes without them keep their digits, and so their results
+# recipes without these keep their digits, and so their results
+_NEWER = ("exit_weights", "scales", "width_training", "token_dropout", "channel_groups")
 _OF_TRAINED_EXITS = ("exits", "exit_head", "exit_alpha", "exit_epochs")
 
 
@@ -96,6 +92,10 @@ class Recipe:
     smallest and two drawn between learn the largest's soft labels (sandwich rule, in-place distillation). stagewise:
     likewise, but one of the two draws a width for each stage. By default slimmable for slim-…, universal for us-…."""
 
+    channel_groups: int = 0
+    """Above 0: groups of the inner channels of each block, of which an image keeps the first k in each training step; k
+    is drawn evenly for each image and block. So the backbone learns to bear missing channels (channel-gate)."""
+
     def __post_init__(self) -> None:
         """Check the ranges."""
         for name, low, high in (("epochs", 1, math.inf), ("batch_size", 2, math.inf), ("seed", 0, 2**63 - 1)):
@@ -114,6 +114,7 @@ class Recipe:
         _check(
             "width_training", how, how is None or how in get_args(WidthTraining), f"one of {get_args(WidthTraining)}"
         )
+        _check("channel_groups", self.channel_groups, self.channel_groups in (0, *range(2, 1025)), "0, or 2 … 1024")
         if self.scales:
             read_scales(self.scales)
         alone = not (self.token_dropout and self.stochastic_depth)

@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from ..data import Augment, ImageData, Part
 from .backbone import Backbone
+from .channels import drop_channels
 from .exit_training import exit_accuracy
 from .fitting import check_enough
 from .recipe import Recipe
@@ -71,6 +72,7 @@ class Trainer:
         check_widths(backbone, recipe)
         if recipe.scales:
             scale_macs(backbone, recipe.scales)  # the network runs at each of them
+        self._hooks = drop_channels(backbone, recipe.channel_groups) if recipe.channel_groups else []
         self.backbone, self.data, self.recipe, self.device = backbone, data, recipe, torch.device(device)
         layout = torch.channels_last if recipe.channels_last else torch.contiguous_format
         backbone.to(device=self.device, memory_format=layout)  # pyright: ignore[reportCallIssue]
@@ -129,6 +131,8 @@ class Trainer:
 
     def finish(self) -> Backbone:
         """Return the backbone with the weights to keep, on the CPU and in evaluation mode."""
+        for hook in self._hooks:
+            hook.remove()
         if self.best:
             self.backbone.network.load_state_dict(self.best)
         images = self.data.train.images[:: max(1, len(self.data.train) // RECALIBRATION)][:RECALIBRATION]

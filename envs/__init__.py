@@ -6,6 +6,7 @@ The face for stable-baselines3 is `skipgym.envs.sb3_env`, imported apart because
 from .block_drop import BlockDrop
 from .build import build_engine
 from .cascade import Cascade
+from .channel_gate import ChannelGate
 from .channel_width import ChannelWidth
 from .choice import Choice, Hard, Masked, Soft, one_hot
 from .early_exit import EarlyExit
@@ -31,6 +32,7 @@ __all__ = [
     "REWARDS",
     "BlockDrop",
     "Cascade",
+    "ChannelGate",
     "ChannelWidth",
     "Choice",
     "EarlyExit",

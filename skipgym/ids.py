@@ -19,6 +19,7 @@ TASKS = {
     "time-skip": "TimeSkip",
     "experts": "Experts",
     "token-skip": "TokenSkip",
+    "channel-gate": "ChannelGate",
 }
 """Our tasks: name on the command line, name in the id. The module is named as the command."""
 
