@@ -18,6 +18,7 @@ TASKS = {
     "frame-select": "FrameSelect",
     "time-skip": "TimeSkip",
     "token-skip": "TokenSkip",
+    "pixel-mask": "PixelMask",
 }
 """Our tasks: name on the command line, name in the id. The module is named as the command."""
 
