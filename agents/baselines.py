@@ -27,6 +27,9 @@ RULE = "fixed-"
 """What a task's rule is called as a method: `fixed-uniform`."""
 
 
+SEARCHED = 24
+"""Of more pieces no subsets are searched for where the task has fixed rules: the ways of those take their place."""
+
 DRAWN = 512
 """Random ways whose mean cost tells what a rate costs, where that is no sum over decisions."""
 
@@ -86,13 +89,11 @@ def random_rate(task: Task, compute: float) -> float:
     """
     check_budget(task, compute)
     least, most = (macs / task.full_macs for macs in (task.least_macs, task.most_macs))
-    if (
-        task.adds_up and not task.has_exits and set(task.decisions) == {2}
-    ):  # every piece is decided about: cost is linear in the rate
-        return min(1.0, (compute - least) / (most - least))
-    start = task.begin(task.prepare(task.blank()))
     if not task.adds_up:
         return 1 - lowest(partial(_drawn, task), compute, 0.0, 1.0)
+    if not task.has_exits and set(task.decisions) == {2}:  # every piece is decided about: cost is linear in the rate
+        return min(1.0, (compute - least) / (most - least))
+    start = task.begin(task.prepare(task.blank()))
 
     def spent(out: float) -> float:
         """Return the expected compute at a rate of 1 - `out`."""
@@ -104,6 +105,7 @@ def random_rate(task: Task, compute: float) -> float:
         return 1 - lowest(spent, compute, 0.0, 1.0, steps=20)
 
 
+@torch.inference_mode()
 def _drawn(task: Task, out: float) -> float:
     """Return the mean compute of random ways at a rate of 1 - `out`, as a share; the same coins for every rate."""
     policy = RandomPolicy(1 - out, task.decisions, alike=task.alike)
@@ -178,6 +180,8 @@ def _known_points(task: Task, part: Part) -> list[StaticPoint]:
     """Return what fixed paths come to, where they need not be searched for by leaving out."""
     if task.paths is None and (task.alike or task.has_exits):
         return _growing(task, part)
+    if len(task.pieces) > SEARCHED and task.rules:
+        return _points(task, part, sorted({way for ways in task.rules.values() for way in ways}))
     paths = _all_paths(task)
     return _points(task, part, paths) if paths else []
 

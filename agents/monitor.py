@@ -23,7 +23,8 @@ class Monitor:
     Metrics: `train/reward`, `train/accuracy`, `train/compute`, `train/price` over the last episodes;
     `execution/PIECE`, how often it was executed; `val/accuracy`, `val/compute`, `val/score`, `val/unique_paths`;
     `decisions`, an image with a row for each of 64 validation images and a column for each piece, white if executed;
-    `looks/0` … `looks/3`, where a task looks at places: those of four images, and how the answer grew surer.
+    `looks/0` … `looks/3`, where a task looks at places: those of four images, and how the answer grew surer; or what
+    was left out of them.
 
     Args:
         task: The task.

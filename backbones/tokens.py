@@ -78,7 +78,7 @@ def token_macs(block: EncoderBlock, tokens: Tensor) -> Tensor:
         tokens: T of each row, the class token included; it need not be whole. Shape (N,).
     """
     width = block.self_attention.embed_dim
-    hidden = block.mlp[0].out_features
+    hidden = block.mlp.get_parameter("0.weight").shape[0]
     return tokens * (4 * width**2 + 2 * width * hidden) + 2 * width * tokens.square()
 
 

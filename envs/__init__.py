@@ -19,6 +19,7 @@ from .layer_skip import LayerSkip
 from .look_task import LookTask
 from .observation import Layout
 from .patch_crop import PatchCrop
+from .pixel_mask import PixelMask
 from .resolution import Resolution
 from .rewards import REWARDS, Outcome, Reward, Spent, make_reward
 from .rollout import Run, rollout
@@ -47,6 +48,7 @@ __all__ = [
     "Masked",
     "Outcome",
     "PatchCrop",
+    "PixelMask",
     "Resolution",
     "Reward",
     "Run",

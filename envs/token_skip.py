@@ -69,7 +69,7 @@ class TokenSkip(Task):
             raise ValueError(f"by: expected one of {', '.join(get_args(By))}, got {by!r}. Change it.")
         self.by, self.keep = by, read_keep(keep)
         blocks = encoder_blocks(self.backbone)
-        places = default_after(len(blocks)) if after is None else read_after(after, len(blocks))
+        places = read_after(default_after(len(blocks)) if after is None else after, len(blocks))
         self.bounds = [*places, len(blocks)]
         self.tokens, width = self.backbone.blocks[0].in_shape
         self.tokens -= 1

@@ -28,8 +28,8 @@ class Config:
     """Told to a controller that knows several budgets."""
     picture: Path | None = None
     """Write where on the image was looked, or which words were read, in order, and how the answer grew surer; for
-    controllers of patch-crop and of texts. For those of token-skip, which tokens went on. With several files a number
-    is put before the suffix."""
+    controllers of patch-crop and of texts. For those of token-skip and pixel-mask, what was left out. With several
+    files a number is put before the suffix."""
 
 
 def main(arguments: list[str]) -> int:

@@ -20,6 +20,7 @@ TASKS = {
     "experts": "Experts",
     "token-skip": "TokenSkip",
     "channel-gate": "ChannelGate",
+    "pixel-mask": "PixelMask",
 }
 """Our tasks: name on the command line, name in the id. The module is named as the command."""
 

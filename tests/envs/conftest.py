@@ -19,7 +19,8 @@ OWN = {
     "experts": ("experts-resnet8-w4", "experts-resnet14-w4"),
     **dict.fromkeys(("resolution", "patch-crop", "frame-select"), ("resnet8-w4", "resnet14-w4")),
     "time-skip": ("words-w8", "resnet8-w4"),
-    "token-skip": ("vit3-w16-p2", "vit_tiny"),
+    "pixel-mask": ("resnet8-w4", "resnet14-w4"),
+    "token-skip": ("vit3-w16-p2", "vit4-w16-p4"),
 }
 CASES = [(name, OWN.get(name, ("resnet8-w4", "vit_tiny"))[kind]) for kind in (0, 1) for name in TASKS]
 SKIPPING = [case for case in CASES if case[0] in ("layer-skip", "block-drop")]  # what they execute has a hand formula
