@@ -12,6 +12,7 @@ from .msdnet import MSDNet
 from .ranet import RANet
 from .slimmable import Kind, SlimmableResNet
 from .stepped import SteppedNet
+from .supernet import Supernet
 from .words import Words
 
 
@@ -44,6 +45,14 @@ def experts(num_classes: int, shape: tuple[int, int, int], *, depth: int, width:
     """Build a CIFAR ResNet with experts in every block."""
     network = ExpertResNet(depth, num_classes=num_classes, in_channels=shape[0], width=width)
     return network, _residual_blocks(network)
+
+
+def supernet(
+    num_classes: int, shape: tuple[int, int, int], *, layers: int, scales: int, width: int
+) -> tuple[nn.Module, list[str]]:
+    """Build a supernet of so many layers and scales, with `width` channels."""
+    network = Supernet(layers=layers, scales=scales, width=width, num_classes=num_classes, input_shape=shape)
+    return network, [f"layers.{i}" for i in range(layers)]
 
 
 def words(num_classes: int, _: tuple[int, int, int], *, vocabulary: int, width: int) -> tuple[nn.Module, list[str]]:

@@ -85,9 +85,9 @@ def embedded_recipe(name: str, data: ImageData) -> Recipe:
     if not entry.skippable:
         return replace(recipe, stochastic_depth=0.0, spare_hard=0.0)
     if entry.slimmable:
-        return Recipe(epochs=WIDTH_EPOCHS[data.name], batch_size=recipe.batch_size)
+        return Recipe(epochs=WIDTH_EPOCHS.get(data.name, 2), batch_size=recipe.batch_size)
     if entry.branched:
-        return Recipe(epochs=BRANCH_EPOCHS[data.name], batch_size=recipe.batch_size)
+        return Recipe(epochs=BRANCH_EPOCHS.get(data.name, 3), batch_size=recipe.batch_size)
     return recipe
 
 

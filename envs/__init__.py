@@ -23,6 +23,7 @@ from .pixel_mask import PixelMask
 from .resolution import Resolution
 from .rewards import REWARDS, Outcome, Reward, Spent, make_reward
 from .rollout import Run, rollout
+from .routing import Routing
 from .state import State, merge
 from .task import Task, make_task, register_task, task_names
 from .time_skip import TimeSkip
@@ -51,6 +52,7 @@ __all__ = [
     "PixelMask",
     "Resolution",
     "Reward",
+    "Routing",
     "Run",
     "SkipEnv",
     "SkipVectorEnv",

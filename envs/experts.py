@@ -3,20 +3,17 @@
 import re
 from functools import partial
 
-import torch
 from torch import Tensor, nn
 
 from ..backbones.backbone import Backbone
-from ..backbones.cost import count_macs
 from ..backbones.experts import ExpertBlock, FoldedExperts
+from .branch_task import BranchTask
 from .choice import Choice
-from .pooling import pool, pooled_size
-from .state import State
-from .task import Task, register_task
+from .task import register_task
 
 
 @register_task("experts")
-class Experts(Task):
+class Experts(BranchTask):
     """Before each block, choose which of its experts runs: a hard mixture of experts of different cost.
 
     Description:
@@ -49,27 +46,14 @@ class Experts(Task):
         v0: first.
     """
 
-    spares_features = True
     default_backbone = "resnet8"
 
     def __init__(self, backbone: Backbone, *, grid: int = 2):
-        super().__init__(backbone)
-        if not 1 <= grid <= 8:
-            raise ValueError(f"grid: expected 1 … 8, got {grid}. Use 2.")
-        self.grid, blocks = grid, self.backbone.blocks
+        super().__init__(backbone, grid=grid)
         experts = [FoldedExperts(block) for block in expert_blocks(self.backbone)]
         self.experts: list[FoldedExperts] = nn.ModuleList(experts)  # pyright: ignore[reportAttributeAccessIssue]
         count = len(experts[0].first)
-        self.branches = [[partial(one.run, expert) for expert in range(count)] for one in experts]
-        self.branch_macs = [
-            [count_macs(branch, torch.zeros((1, *block.in_shape), device=self.device)) for branch in branches]
-            for branches, block in zip(self.branches, blocks, strict=True)
-        ]
-        self.horizon, self.decisions = len(blocks), (count,)
-        cheapest = sum(macs[0] for macs in self.branch_macs)
-        self.least_macs = self.backbone.stem_macs + cheapest + self.backbone.head_macs
-        self.width = max(pooled_size(block.in_shape, grid) for block in blocks)
-        self.observation_shape = (self.width,)
+        self.set_branches([[partial(one.run, expert) for expert in range(count)] for one in experts])
 
     @classmethod
     def architecture(cls, name: str) -> str:
@@ -80,22 +64,9 @@ class Experts(Task):
     def pieces(self) -> list[str]:
         return [f"expert of {block.name}" for block in self.backbone.blocks]
 
-    def begin(self, inputs: Tensor) -> State:
-        """Run the stem."""
-        return State.start(self.backbone.stem(inputs), macs=self.backbone.stem_macs)
-
-    def observe(self, state: State) -> Tensor:
-        """Return the pooled features."""
-        return pool(state.features, self.width, self.grid)
-
-    def step(self, state: State, choice: Choice) -> State:
-        """Run the next block with the chosen expert; answer after the last."""
-        index = state.position
-        x = choice.blend(self.branches[index], state.features, self.experts[index].mixed)
-        state = state.advance(x, macs=choice.cost(self.branch_macs[index]))
-        if state.position < self.horizon:
-            return state
-        return state.finish(self.backbone.head(x), macs=self.backbone.head_macs)
+    def run(self, index: int, choice: Choice, x: Tensor) -> Tensor:
+        """Run the next block with the chosen expert; kernels are mixed, not results."""
+        return choice.blend(self.branches[index], x, self.experts[index].mixed)
 
 
 def expert_blocks(backbone: Backbone) -> list[ExpertBlock]:

@@ -18,6 +18,7 @@ TASKS = {
     "frame-select": "FrameSelect",
     "time-skip": "TimeSkip",
     "experts": "Experts",
+    "routing": "Routing",
     "token-skip": "TokenSkip",
     "channel-gate": "ChannelGate",
     "pixel-mask": "PixelMask",
