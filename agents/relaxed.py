@@ -251,14 +251,14 @@ def _tally(task: Task, trial: Trial) -> Tally:
     """Return the figures of a trial. The backward pass through the backbone is counted like the forward one.
 
     There is none where a task has exits of two options: what goes on is not mixed, so that gradients reach the gates by
-    the answers' shares alone. The last head is part of the last stage.
+    the answers' shares alone. Where several options go on, states are mixed. The last head is part of the last stage.
     """
     tally, actions = Tally(len(task.pieces)), trial.decider.actions
     tally.count(0, actions)
     compute, begun, spent = trial.compute.detach(), trial.decider.before[0], sum(trial.decider.spent)
     if not task.has_exits:  # what the answer cost beyond the decisions, such as the head
         spent = spent + trial.run.macs.detach() - begun - sum(one.detach() for one in trial.decider.mixed)
-    mixed = not task.has_exits or task.alike
+    mixed = not task.has_exits or task.alike or max(task.decisions) > 2
     tally.finish(
         reward=-trial.error.detach() - trial.price * compute,
         correct=(trial.run.logits.argmax(1) == trial.labels).float(),

@@ -13,13 +13,14 @@ import torch
 from ..data import ImageData, load
 from .backbone import Backbone
 from .card import CARD, WEIGHTS, describe, read_result, write_result, write_whole
+from .classes import knows_others
 from .exit_training import exit_card, train_exits, write_exits
 from .exits import exit_files
 from .reader import reader_files
 from .reader_training import train_reader, write_reader
 from .recipe import PretrainConfig
 from .recurrent_training import train_recurrent, write_recurrent
-from .registry import _find, load_backbone, make_backbone, read_reader
+from .registry import _find, load_backbone, make_backbone, read_reader, read_weights
 from .trainer import Metrics, Trainer, width_accuracy
 
 if TYPE_CHECKING:
@@ -79,6 +80,8 @@ def pretrain(config: PretrainConfig, *, data: ImageData | None = None, quiet: bo
     if not config.heads_only:
         _train(trainer, config, quiet)
     card = describe(trainer.finish(), images, config.as_json(), final_accuracy(trainer))
+    if config.heads_only and knows_others(read_weights(Path(str(config.init))), backbone):
+        card["init_knew_other_classes"] = True  # so it has not seen these images with their labels
     write_result(config.out, trainer.backbone, _own_card(config) or card, command=config.command())
     _say(quiet, f"{config.out / WEIGHTS}: test accuracy {card['accuracy']['test']['full']:.2%}")
     return _with_parts(config, trainer.backbone, images, device, quiet)
@@ -209,7 +212,8 @@ def _untrained(config: PretrainConfig, data: ImageData) -> Backbone:
     if config.init is None:
         return random_start(config.backbone, data, config.seed)
     if config.heads_only:
-        return load_backbone(config.backbone, config.init, **data.shape)
+        features_only = config.has_reader and not config.exits
+        return load_backbone(config.backbone, config.init, other_classes=features_only, **data.shape)
     return load_backbone(config.backbone, config.init, thin=True, **data.shape)
 
 

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from ..data import ImageData, Part
 from .backbone import Backbone
 from .card import write_part
-from .fitting import fit, settings_digest
+from .fitting import check_enough, fit, settings_digest
 from .glimpses import crop, encode, encode_macs, glance, place_code
 from .moments import frame_macs, prepare_frames, preview, time_code
 from .reader import SHAPES, MemoryKind, Reader, reader_files, reader_tensors
@@ -53,12 +53,17 @@ class ReaderRecipe:
     """Of AdamW at the start; it falls to 0 by half a cosine."""
     seed: int = 0
     """Of initial weights, order, augmentation and places."""
+    versions: int = 0
+    """Of clips, above 0: the network sees so many versions of each, once, and all passes are over what it made of
+    these. Many passes then cost little."""
 
     def __post_init__(self) -> None:
         """Check the ranges."""
         for name in (*SHAPES[self.kind], "looks", "epochs"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)!r}. Change it.")
+        if self.versions < 0 or (self.versions and self.kind == "crops"):
+            raise ValueError(f"versions: expected 0, or of clips more, got {self.versions} for {self.kind}. Change it.")
         if self.batch_size < 2 or not 0 < self.lr < float("inf"):
             raise ValueError(f"reader: expected batch_size >= 2 and lr > 0, got {self.batch_size} and {self.lr}.")
 
@@ -83,7 +88,10 @@ class ReaderRecipe:
 
     def digest(self) -> str:
         """Return 16 hexadecimal digits that change with the recipe and with the training code's revision."""
-        return settings_digest(REVISION, asdict(self))
+        settings = asdict(self)
+        if not self.versions:  # recipes without them keep their digests, and so their results
+            del settings["versions"]
+        return settings_digest(REVISION, settings)
 
     def build(self, backbone: Backbone) -> Reader:
         """Return an untrained reader for a network.
@@ -138,8 +146,52 @@ def train_reader(
         answers = read_at_random(trunk, reader, images, recipe.most_looks, generator)
         return torch.stack([F.cross_entropy(answer, labels) for answer in answers]).mean()
 
-    fit(reader, data, recipe, loss, what="reader", device=device, quiet=quiet)
+    if recipe.versions:
+        check_enough(data, recipe.batch_size)
+        rows = seen_versions(trunk, reader, data, recipe, device)
+        _fit_on_features(reader, rows, data.train.labels.repeat(recipe.versions), recipe, generator)
+    else:
+        fit(reader, data, recipe, loss, what="reader", device=device, quiet=quiet)
     return backbone.with_reader(reader)
+
+
+@torch.no_grad()
+def seen_versions(
+    trunk: Backbone, reader: Reader, data: ImageData, recipe: ReaderRecipe, device: str | torch.device
+) -> tuple[Tensor, Tensor]:
+    """Return previews and frames' features of varied training clips, one version after the other, on the CPU.
+
+    Returns:
+        Shapes (versions x N, preview) and (versions x N, moments, D).
+    """
+    generator, tiny, features = torch.Generator().manual_seed(recipe.seed), [], []
+    for _ in range(recipe.versions):
+        for clips, _, _ in data.train.batches(recipe.batch_size):
+            uniforms = torch.rand((len(clips), data.augment.draws), generator=generator)
+            frames = prepare_frames(trunk, data.augment.apply(clips, uniforms).to(device), reader.moments)
+            tiny.append(preview(frames, reader.preview).cpu())
+            features.append(pooled(trunk, frames.flatten(0, 1)).unflatten(0, frames.shape[:2]).cpu())
+    return torch.cat(tiny), torch.cat(features)
+
+
+def _fit_on_features(
+    reader: Reader, rows: tuple[Tensor, Tensor], labels: Tensor, recipe: ReaderRecipe, generator: torch.Generator
+) -> None:
+    """Train a reader in place as `fit` does, on what a network made of clips; an epoch is a pass over one version."""
+    reader.train()
+    optimizer = torch.optim.AdamW(reader.parameters(), recipe.lr, weight_decay=1e-2)
+    steps = len(labels) // recipe.versions // recipe.batch_size  # of an epoch
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, recipe.epochs * steps)
+    for _ in range(recipe.epochs):
+        order = torch.randperm(len(labels), generator=generator)[: steps * recipe.batch_size]
+        for index in order.split(recipe.batch_size):
+            answers = _answers(reader, _shuffled(reader, rows[0][index], rows[1][index], reader.moments, generator))
+            loss = torch.stack([F.cross_entropy(answer, labels[index]) for answer in answers]).mean()
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+    reader.eval().requires_grad_(False)
 
 
 def read_at_random(
@@ -155,6 +207,10 @@ def read_at_random(
         generator: Of what is looked at.
     """
     views = (_random_frames if reader.kind == "frames" else _random_crops)(trunk, reader, images, looks, generator)
+    return _answers(reader, views)
+
+
+def _answers(reader: Reader, views: Iterator[tuple[Tensor, Tensor]]) -> list[Tensor]:
     memory = reader.begin(next(views)[0])
     answers = [reader.answer(memory)]
     for features, code in views:
@@ -183,10 +239,17 @@ def _random_frames(
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield the preview, and the features of frames in a random order, none twice, each with when it was."""
     frames = prepare_frames(trunk, clips, reader.moments)
-    yield preview(frames, reader.preview), frames.new_zeros(0)
     features = pooled(trunk, frames.flatten(0, 1)).unflatten(0, frames.shape[:2])
-    order = torch.rand(frames.shape[:2], generator=generator).argsort(1).to(frames.device)
-    rows = torch.arange(len(frames), device=frames.device)
+    yield from _shuffled(reader, preview(frames, reader.preview), features, looks, generator)
+
+
+def _shuffled(
+    reader: Reader, tiny: Tensor, features: Tensor, looks: int, generator: torch.Generator
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield previews, and frames' features in a random order."""
+    yield tiny, tiny.new_zeros(0)
+    order = torch.rand(features.shape[:2], generator=generator).argsort(1).to(features.device)
+    rows = torch.arange(len(features), device=features.device)
     for moment in order[:, :looks].unbind(1):
         yield features[rows, moment], time_code(moment, reader.moments)
 

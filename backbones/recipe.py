@@ -26,7 +26,7 @@ SETTLE = 0.8  # share of a training at several scales after which BatchNorm keep
 START = 1 / 25  # of the highest learning rate, where a one-cycle schedule begins
 READER_FIELDS = (
     *("patch", "glance", "retina", "zooms", "moments", "preview"),
-    *("reader_memory", "reader_looks", "reader_epochs"),
+    *("reader_memory", "reader_looks", "reader_epochs", "reader_versions"),
     *("recurrent", "recurrent_hidden", "recurrent_skim"),
 )
 REVISION = 1  # of the training code; raise it when the same recipe gives other weights
@@ -182,7 +182,7 @@ class PretrainConfig(Recipe):
     """Passes over the train part in which the exits are trained."""
     patch: int = 0
     """Above 0: train a reader for patch-crop on the frozen network when it is finished, which answers from a glance and
-    from crops of so many pixels a side. With --init the network itself is not trained."""
+    from crops of so many pixels a side. With --init the network itself is not trained, and may know other classes."""
     glance: int = 0
     """Side of the image scaled down for the glance, in pixels; 0 for that of a crop."""
     retina: int = 1
@@ -191,7 +191,8 @@ class PretrainConfig(Recipe):
     """Widths of crops that can be chosen: patch, twice that, …, at the same number of pixels."""
     moments: int = 0
     """Above 0: train a reader for frame-select on the frozen network when it is finished, which answers from a preview
-    and from frames of a clip, at so many moments to choose among. The network is trained on single frames."""
+    and from frames of a clip, at so many moments to choose among. The network is trained on single frames; with --init
+    it is not trained, and may know other classes: the reader answers from its features."""
     preview: int = 4
     """Side of each of these frames scaled down for the preview, in pixels."""
     reader_memory: MemoryKind = "gru"
@@ -200,6 +201,9 @@ class PretrainConfig(Recipe):
     """Crops of each image in training the reader; of clips every moment is read."""
     reader_epochs: int = 10
     """Passes over the train part in which the reader is trained."""
+    reader_versions: int = 0
+    """With --moments, above 0: the network sees so many versions of each clip, once, and the reader is trained on what
+    it made of these; many passes then cost little."""
     recurrent: CellKind | None = None
     """Train a recurrent network for time-skip, of this kind of cell, on the frozen network when it is finished; it
     reads clips frame by frame, or with --backbone words texts word by word, in reader_epochs passes. With --init the
@@ -258,6 +262,7 @@ class PretrainConfig(Recipe):
         sizes = {"glance": self.glance or self.patch, "patch": self.patch, "scales": self.retina, "zooms": self.zooms}
         return ReaderRecipe(
             **({"moments": self.moments, "preview": self.preview} if self.moments else sizes),
+            versions=self.reader_versions,
             memory=self.reader_memory,
             looks=self.reader_looks,
             epochs=self.reader_epochs,
@@ -282,6 +287,7 @@ class PretrainConfig(Recipe):
         absent = {name for name in _NEWER if not content[name]}
         absent = absent - {"exit_weights"} if self.exits else absent | {*_OF_TRAINED_EXITS}
         absent |= set() if self.has_reader else {*READER_FIELDS}
+        absent |= set() if self.reader_versions else {"reader_versions"}
         return {key: value for key, value in content.items() if key not in absent}
 
     def command(self) -> str:

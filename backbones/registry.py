@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -17,6 +17,7 @@ from ..registry import Registry, first_line
 from . import builders
 from .backbone import Backbone
 from .cifar_resnet import thinned
+from .classes import knows_others, of_other_shape, restricted
 from .exits import described_in, exit_files, exits_of_card
 from .msdnet import MSDNet
 from .ranet import RANet
@@ -151,7 +152,13 @@ def make_backbone(
 
 
 def load_backbone(
-    name: str, weights: str | Path, *, thin: bool = False, class_indices: Sequence[int] = (), **options: Any
+    name: str,
+    weights: str | Path,
+    *,
+    thin: bool = False,
+    class_indices: Sequence[int] = (),
+    other_classes: bool = False,
+    **options: Any,
 ) -> Backbone:
     """Build a backbone and load its weights.
 
@@ -163,6 +170,8 @@ def load_backbone(
         thin: Take the weights of a deeper ResNet too, without some of its blocks: something to train on from.
         class_indices: Of weights that know more classes, which of their outputs to keep, in the order of the wanted
             classes. The last layer then has these rows only, and answers on them as before.
+        other_classes: Take weights that know other classes too, for who answers from features alone: zeros stand where
+            the network would answer.
         options: As for `make_backbone`.
 
     Raises:
@@ -178,6 +187,9 @@ def load_backbone(
     backbone = make_backbone(name, **options)
     if class_indices:
         state = restricted(state, backbone, class_indices)
+    elif other_classes and knows_others(state, backbone):
+        own = backbone.network.state_dict()
+        state |= {key: own[key].zero_() for key in of_other_shape(state, backbone)}
     load_state(backbone, thinned(state, backbone.network.state_dict()) if thin else state, str(path))
     if not thin and exit_files(path)[1].is_file():
         backbone = read_exits(backbone, path)
@@ -244,7 +256,8 @@ def held_out(weights: str | Path, data_fingerprint: str) -> bool:
     """Return whether weights are known, from the card beside them, not to have seen the policy's part of the data."""
     try:
         card = json.loads(Path(weights).with_suffix(".json").read_text())
-        return card["data"]["fingerprint"] == data_fingerprint and not card["pretrain"].get("init")
+        begun_new = not card["pretrain"].get("init") or card.get("init_knew_other_classes", False)
+        return card["data"]["fingerprint"] == data_fingerprint and begun_new
     except (OSError, ValueError, KeyError, TypeError, AttributeError):  # no card, or not one of ours
         return False
 
@@ -272,39 +285,6 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     if not isinstance(state, dict) or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()):
         raise ValueError(f"weights {path}: expected tensors by name, got {type(state).__name__}. Save a state_dict.")
     return {key.removeprefix("module."): value for key, value in state.items()}
-
-
-def restricted(state: Mapping[str, Tensor], backbone: Backbone, indices: Sequence[int]) -> dict[str, Tensor]:
-    """Return weights with the rows of some classes only in the layer that answers.
-
-    Args:
-        state: Of the same architecture with more classes.
-        backbone: With as many classes as are kept.
-        indices: Which outputs are kept, in the order of the backbone's classes.
-
-    Raises:
-        ValueError: If no one layer of these weights has more outputs, or the indices do not name some of them.
-    """
-    own = backbone.network.state_dict()
-    wider = [key for key in own if key in state and own[key].shape != state[key].shape]
-    layers, rows = {key.rpartition(".")[0] for key in wider}, {len(state[key]) for key in wider if state[key].dim()}
-    alike = all(state[key].shape[1:] == own[key].shape[1:] for key in wider)
-    if len(layers) != 1 or len(rows) != 1 or not alike:
-        raise ValueError(
-            f"class_indices: expected weights that differ from {backbone.name} with {backbone.num_classes} classes in "
-            f"the outputs of one layer, got {len(layers)} that differ. Leave them out where the classes are the same."
-        )
-    known = rows.pop()
-    if len(indices) != backbone.num_classes or len(set(indices)) != len(indices):
-        raise ValueError(
-            f"class_indices: expected {backbone.num_classes} different ones, one for each class of the data, got "
-            f"{len(indices)}, {len(set(indices))} of them different. Name the output of each class once, in order."
-        )
-    if wrong := [index for index in indices if not 0 <= index < known]:
-        raise ValueError(
-            f"class_indices: expected numbers of the weights' outputs, 0 … {known - 1}, got {wrong[0]}. Count from 0."
-        )
-    return {**state, **{key: state[key][list(indices)] for key in wider}}
 
 
 def load_state(backbone: Backbone, state: dict[str, Tensor], source: str) -> None:

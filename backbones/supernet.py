@@ -1,8 +1,8 @@
 """A multi-scale supernet: each layer has a cell at every scale, and one of them is enough.
 
-After "Learning Dynamic Routing for Semantic Segmentation" (Li et al. 2020): from layer to layer an input goes up to a
-finer scale, keeps its own, or goes down. Here a stream of features stays at the finest scale, a cell averages it down to
-its own and its result is brought up again, so that every scale can follow every other, and results can be mixed.
+After "Learning Dynamic Routing for Semantic Segmentation" (Li et al. 2020): from layer to layer an input goes up to
+a finer scale, keeps its own, or goes down. Here a stream of features stays at the finest scale. A cell averages it down
+to its own, and its result is brought up again, so that every scale can follow every other, and results can be mixed.
 """
 
 from torch import Tensor, nn

@@ -1,7 +1,10 @@
 """Clips: several frames of one thing. A clip shorter than others repeats its last frame; so lengths travel with it."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 
 def padded(clips: Tensor, lengths: Tensor) -> Tensor:
@@ -13,6 +16,18 @@ def padded(clips: Tensor, lengths: Tensor) -> Tensor:
     """
     last = torch.arange(clips.shape[1]).minimum(lengths[:, None] - 1)  # (N, T): which frame stands there
     return clips[torch.arange(len(clips))[:, None], last]
+
+
+def joined(clips: Sequence[Tensor]) -> Tensor:
+    """Return clips of different length as one batch; the short ones repeat their last frame.
+
+    Args:
+        clips: Each of shape (frames, ...), 1 frame or more.
+
+    Returns:
+        Shape (N, T, ...).
+    """
+    return padded(pad_sequence(list(clips), batch_first=True), torch.tensor([len(clip) for clip in clips]))
 
 
 def clip_lengths(clips: Tensor) -> Tensor:
@@ -38,6 +53,14 @@ def at_moments(clips: Tensor, moments: int) -> Tensor:
     share = torch.linspace(first, last, moments, device=clips.device)
     index = (share * (clip_lengths(clips)[:, None] - 1)).round().long()  # (N, moments)
     return clips[torch.arange(len(clips), device=clips.device)[:, None], index]
+
+
+def evenly(length: int, count: int) -> list[int]:
+    """Return numbers of so many frames spread evenly over a length, first and last included; of fewer frames all."""
+    if length <= count:
+        return list(range(length))
+    ends = (0.0, 1.0) if count > 1 else (0.5, 0.5)
+    return (torch.linspace(*ends, count) * (length - 1)).round().long().tolist()
 
 
 def real_frames(clips: Tensor) -> tuple[Tensor, Tensor]:

@@ -89,8 +89,13 @@ def _pixels(path: Path, size: int, mode: str) -> np.ndarray:
     with Image.open(path) as image:
         image.draft(None, (2 * size, 2 * size))  # lets JPEG decode large photographs at a fraction of their size
         upright = _eight_bit(ImageOps.exif_transpose(image)).convert(mode)
-    fitted = np.asarray(ImageOps.fit(upright, (size, size), Image.Resampling.BILINEAR))
-    return fitted.reshape(size, size, -1).transpose(2, 0, 1).copy()  # (H, W, C) -> (C, H, W)
+    return fitted(upright, size)
+
+
+def fitted(image: Image.Image, size: int) -> np.ndarray:
+    """Return pixels with the shorter side resized and the centre cropped. Shape (C, size, size), uint8."""
+    pixels = np.asarray(ImageOps.fit(image, (size, size), Image.Resampling.BILINEAR))
+    return pixels.reshape(size, size, -1).transpose(2, 0, 1).copy()  # (H, W, C) -> (C, H, W)
 
 
 def _eight_bit(image: Image.Image) -> Image.Image:

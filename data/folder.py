@@ -36,7 +36,7 @@ def load_folder(root: Path, *, image_size: int | None) -> Source:
     listing = list_files(root, SUFFIXES, "images")
     tensors, unreadable = _decoded(root, listing, image_size)
     if unreadable:
-        _report(root, listing, unreadable)
+        report(root, listing, unreadable, "images")
     return Source(
         name=root.resolve().name,
         parts={name: Part(tensors[f"{name}.images"], tensors[f"{name}.labels"]) for name in listing.files},
@@ -47,7 +47,7 @@ def load_folder(root: Path, *, image_size: int | None) -> Source:
 
 
 def _decoded(root: Path, listing: Listing, image_size: int | None) -> tuple[dict[str, Tensor], dict[str, str]]:
-    cache = cache_dir() / "folders" / f"{_key(root, listing, image_size)}.safetensors"
+    cache = cache_dir() / "folders" / f"{key_of(root, listing, f'{_CACHE_FORMAT} {image_size}')}.safetensors"
     cached = read_cached(cache)
     if cached is not None:
         return cached[0], json.loads(cached[1]["unreadable"])
@@ -56,8 +56,9 @@ def _decoded(root: Path, listing: Listing, image_size: int | None) -> tuple[dict
     return tensors, unreadable
 
 
-def _key(root: Path, listing: Listing, image_size: int | None) -> str:
-    digest = hashlib.sha256(f"{_CACHE_FORMAT} {image_size} {root.resolve()}\n".encode())
+def key_of(root: Path, listing: Listing, how: str) -> str:
+    """Return a name that differs wherever files, or how they are read, do."""
+    digest = hashlib.sha256(f"{how} {root.resolve()}\n".encode())
     for path in listing.paths:
         stat = path.stat()
         digest.update(f"{path.relative_to(root).as_posix()} {stat.st_size} {stat.st_mtime_ns}\n".encode())
@@ -76,11 +77,16 @@ def _decode(root: Path, listing: Listing, size: int) -> tuple[dict[str, Tensor],
     return tensors, unreadable
 
 
-def _report(root: Path, listing: Listing, unreadable: Mapping[str, str]) -> None:
+def report(root: Path, listing: Listing, unreadable: Mapping[str, str], what: str) -> None:
+    """Warn of files that cannot be read, by their names and what is wrong.
+
+    Raises:
+        ValueError: If they are more than 5 %, or no readable one of a class is left.
+    """
     total = len(listing.paths)
     shown = "; ".join(f"{path} ({problem})" for path, problem in list(unreadable.items())[:10])
     more = "; …" if len(unreadable) > 10 else ""
-    message = f"{len(unreadable)} of {total} files in {root} are no readable images: {shown}{more}"
+    message = f"{len(unreadable)} of {total} files in {root} are no readable {what}: {shown}{more}"
     if len(unreadable) > _MOST_UNREADABLE * total:
         raise ValueError(f"{message}. Expected at most {_MOST_UNREADABLE:.0%}. Remedy: replace or delete them.")
     emptied = _emptied(root, listing, unreadable)

@@ -213,7 +213,8 @@ def channel_statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, 
     levels = torch.arange(256, dtype=torch.float64) / 255
     means, stds = [], []
     for channel in images.unbind(-3):
-        weights = torch.bincount(channel.flatten(), minlength=256).double() / channel.numel()
+        counts = sum(torch.bincount(few.flatten(), minlength=256) for few in channel.split(256))  # no copy of them all
+        weights = torch.as_tensor(counts).double() / channel.numel()
         mean = (weights * levels).sum()
         std = (weights * (levels - mean) ** 2).sum().sqrt()
         means.append(float(mean))

@@ -16,13 +16,14 @@ from .splits import Source
 
 Array = NDArray[Any]
 _REQUIRED = ("train_images", "train_labels", "test_images", "test_labels")
-_VALIDATION = ("val_images", "val_labels")
-_GIVEN = ("train", "val", "test")
-_OPTIONAL = (*_VALIDATION, *(f"{part}_lengths" for part in _GIVEN), "class_names")
+_GIVEN = ("train", "policy", "val", "test")
+_APART = {part: (f"{part}_images", f"{part}_labels") for part in ("policy", "val")}
+_LENGTHS = tuple(f"{part}_lengths" for part in _GIVEN)
+_OPTIONAL = (*(key for pair in _APART.values() for key in pair), *_LENGTHS, "class_names")
 
 
 def load_npz(path: Path) -> Source:
-    """Read an `.npz` with images, or clips, and labels for training and test, optionally for validation.
+    """Read an `.npz` with images, or clips, and labels for training and test, optionally for validation and policy.
 
     Images have shape (N, H, W) or (N, H, W, C) with 1 or 3 channels, clips (N, T, H, W, C), uint8 or floats in [0, 1];
     labels have shape (N,) or (N, 1), integers from 0. Where clips differ in length, `train_lengths` and so on say how
@@ -75,7 +76,7 @@ def _member(path: Path, file: Mapping[str, Array], key: str) -> Array:
 
 
 def _check_keys(path: Path, keys: Sequence[str]) -> None:
-    wanted = [*_REQUIRED, *(_VALIDATION if set(_VALIDATION) & set(keys) else ())]
+    wanted = [*_REQUIRED, *(key for pair in _APART.values() if set(pair) & set(keys) for key in pair)]
     missing = [key for key in wanted if key not in keys]
     if missing:
         raise ValueError(

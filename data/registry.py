@@ -14,6 +14,8 @@ from .npz import load_npz
 from .splits import PolicyFrom, Source, assemble
 from .text import SUFFIXES as TEXTS
 from .text import load_text_folder, load_tsv
+from .video import SUFFIXES as VIDEOS
+from .video_folder import load_video_folder
 
 Builder = Callable[[], Source]
 Built = TypeVar("Built", bound=Callable[..., Source])
@@ -57,9 +59,9 @@ def load(spec: str | Path, *, policy_from: PolicyFrom = "held-out", image_size: 
     """Load data and split it, the same way each time.
 
     Args:
-        spec: A registered name, an ImageFolder directory (DIR/{train,test[,val]}/CLASS/* or DIR/CLASS/*) of images or
-            of `.txt` files, a `.tsv` of lines label<TAB>text, or an `.npz` in MedMNIST layout. A name wins over a path;
-            write ./NAME for a directory that bears one.
+        spec: A registered name, an ImageFolder directory (DIR/{train,test[,val]}/CLASS/* or DIR/CLASS/*) of images, of
+            videos or of `.txt` files, a `.tsv` of lines label<TAB>text, or an `.npz` in MedMNIST layout. A name wins
+            over a path; write ./NAME for a directory that bears one.
         policy_from: `held-out` keeps the policy's images from the backbone's training; `train` gives both parts all
             training images outside val and sets `seen`, for backbones that came trained on everything.
         image_size: Height and width in pixels to bring the images to. None leaves them as they are; an ImageFolder
@@ -81,13 +83,13 @@ def _source(spec: str | Path, image_size: int | None) -> Source:
         return build()
     path = Path(spec).expanduser()
     if path.is_dir():
-        return load_text_folder(path) if _is_texts(path) else load_folder(path, image_size=image_size)
+        return _directory(path, image_size)
     if path.is_file():
         return load_tsv(path) if path.suffix.lower() in (".tsv", ".txt") else load_npz(path)
     if path.suffix == ".npz" or len(path.parts) > 1:
         raise FileNotFoundError(
-            f"No data at {spec}: expected a directory of images or an .npz file, got a path that does not exist. "
-            "Remedy: correct the path; a relative one starts at the working directory."
+            f"No data at {spec}: expected a directory of images or videos, or an .npz file, got a path that does not "
+            "exist. Remedy: correct the path; a relative one starts at the working directory."
         )
     close = difflib.get_close_matches(str(spec), REGISTRY.known(), n=3)
     hint = f" (did you mean {' or '.join(close)}?)" if close else ""
@@ -98,6 +100,11 @@ def _source(spec: str | Path, image_size: int | None) -> Source:
     )
 
 
-def _is_texts(root: Path) -> bool:
-    """Return whether a directory holds texts, and no images."""
-    return not holds(root, IMAGES) and holds(root, TEXTS)  # images, the usual case, are found at once
+def _directory(root: Path, image_size: int | None) -> Source:
+    """Read a directory by what it holds; images, the usual case, are found at once."""
+    if not holds(root, IMAGES):
+        if holds(root, VIDEOS):
+            return load_video_folder(root, image_size=image_size)
+        if holds(root, TEXTS):
+            return load_text_folder(root)
+    return load_folder(root, image_size=image_size)

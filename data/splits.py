@@ -1,6 +1,6 @@
 """From images as their publisher arranged them to our four parts."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -44,6 +44,7 @@ class Source:
         flip: Whether a mirror image keeps its label.
         shares: What to cut from `train`.
         note: Anything worth knowing of how the images were read.
+        cut: Parts that were not given, but cut from `train` as `cut_rows` does where the images were read.
         vocabulary: Of texts, see `words`: the words that the frames are numbers of, from 2 on.
 
     Raises:
@@ -57,6 +58,7 @@ class Source:
     shares: Shares = field(default_factory=Shares)
     note: str = ""
     vocabulary: tuple[str, ...] = ()
+    cut: Collection[str] = ()
 
     def __post_init__(self) -> None:
         """Check that the parts fit each other."""
@@ -157,39 +159,55 @@ def stratified(labels: Tensor, shares: Mapping[str, float], num_classes: int) ->
     return rows
 
 
+def cut_rows(
+    name: str, labels: Tensor, class_names: Sequence[str], given: Collection[str], shares: Shares
+) -> dict[str, Tensor]:
+    """Return the rows of `train`, and of each part that is to be cut from it, ascending.
+
+    Args:
+        name: Of the data, for errors.
+        labels: Of what is given as `train`. Shape (N,), int64.
+        class_names: Name of each class.
+        given: Parts that there are.
+        shares: What to cut.
+
+    Raises:
+        ValueError: If there are fewer than two classes or a class is too small to be split.
+    """
+    missing = {part: share for part, share in vars(shares).items() if part not in given}
+    _check_classes(name, labels, class_names, list(missing))
+    return stratified(labels, missing, len(class_names))
+
+
 def _split(source: Source) -> dict[str, Part]:
     given = source.parts["train"]
-    _check_classes(source)
-    cut = stratified(given.labels, _missing(source), len(source.class_names))
-    parts = {name: Part(given.images[rows], given.labels[rows]) for name, rows in cut.items()}
+    rows = cut_rows(source.name, given.labels, source.class_names, source.parts, source.shares)
+    if len(rows) == 1:  # nothing is cut: a memory-mapped part stays one
+        return dict(source.parts)
+    parts = {name: Part(given.images[index], given.labels[index]) for name, index in rows.items()}
     return {**source.parts, **parts}
 
 
-def _missing(source: Source) -> dict[str, float]:
-    shares = {"test": source.shares.test, "val": source.shares.val, "policy": source.shares.policy}
-    return {name: share for name, share in shares.items() if name not in source.parts}
-
-
-def _check_classes(source: Source) -> None:
-    if len(source.class_names) < 2:
-        raise ValueError(f"{source.name} has too few classes: expected at least 2, got {list(source.class_names)}.")
-    needed = 1 + len(_missing(source))
-    counts = source.parts["train"].labels.bincount(minlength=len(source.class_names)).tolist()
-    small = [f"{name} has {n}" for name, n in zip(source.class_names, counts, strict=True) if n < needed]
+def _check_classes(name: str, labels: Tensor, class_names: Sequence[str], missing: Sequence[str]) -> None:
+    if len(class_names) < 2:
+        raise ValueError(f"{name} has too few classes: expected at least 2, got {list(class_names)}.")
+    needed = 1 + len(missing)
+    counts = labels.bincount(minlength=len(class_names)).tolist()
+    small = [f"{one} has {n}" for one, n in zip(class_names, counts, strict=True) if n < needed]
     if small:
         more = ", …" if len(small) > 5 else ""
         raise ValueError(
-            f"{source.name} has too few training images in {len(small)} of {len(counts)} classes: expected at least "
-            f"{needed} in each, one for each of {', '.join(['train', *_missing(source)])}, got: "
+            f"{name} has too few training images in {len(small)} of {len(counts)} classes: expected at least "
+            f"{needed} in each, one for each of {', '.join(['train', *missing])}, got: "
             f"{', '.join(small[:5])}{more}. "
             "Remedy: add images or leave the class out (classes are numbered from 0 without gaps)."
         )
 
 
 def _note(source: Source) -> str:
-    missing = _missing(source)
-    given = [name for name in PART_NAMES if name in source.parts and name != "train"]
-    cut = [f"{name} {share:.0%}" for name, share in missing.items()]
+    absent = {name for name in PART_NAMES if name not in source.parts} | set(source.cut)
+    given = [name for name in PART_NAMES if name not in absent and name != "train"]
+    cut = [f"{name} {share:.0%}" for name, share in vars(source.shares).items() if name in absent]
     sentences = [
         f"{', '.join(given)} as published" if given else "",
         f"cut from train by class, seed {SEED}: {', '.join(cut)}" if cut else "",

@@ -9,7 +9,7 @@ from ..backbones.backbone import Backbone
 from ..backbones.moments import check_clips, frame_macs, prepare_frames, preview, time_code
 from ..backbones.reader_training import pooled
 from ..data import ImageData
-from ..data.clips import at_moments
+from ..data.clips import at_moments, evenly
 from .look_task import LookTask
 from .state import State
 from .task import Box, register_task
@@ -121,6 +121,10 @@ class FrameSelect(LookTask):
             "last": self.looking(options[::-1]),
             "first-last": self.looking(list(dict.fromkeys(inwards))),
         }
+
+    def offered(self, length: int) -> list[int]:
+        """Return the numbers of the frames at the reader's moments: previewed, and chosen from."""
+        return evenly(length, self.moments)
 
     def region(self, piece: int, option: int) -> Box | None:
         """Return where a frame is in the strip that `pictures` gives."""

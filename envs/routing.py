@@ -15,13 +15,13 @@ class Routing(BranchTask):
     """At each layer of a supernet go up to a finer scale, keep it, or go down: each input has its own graph.
 
     Description:
-        Each layer of the backbone has a cell at every scale; one of them runs and adds what it saw to a stream of
-        features (Dynamic Routing, Li et al. 2020). The stem has run. The agent sees the stream and chooses the scale of
-        the next layer's cell; only that one runs, and rows of the same scale are one smaller batch. After the last layer
-        the head answers.
+        Each layer of the backbone has a cell at every scale; one of them runs and adds what it saw to a stream
+        of features (Dynamic Routing, Li et al. 2020). The stem has run. The agent sees the stream and chooses the scale
+        of the next layer's cell; only that one runs, and rows of the same scale are one smaller batch. After the last
+        layer the head answers.
     Action space:
-        `Discrete(scales)`: 0 is the coarsest scale, the last one the finest. An action above the one before goes up, the
-        same keeps the scale, one below goes down.
+        `Discrete(scales)`: 0 is the coarsest scale, the last one the finest. An action above the one before goes up,
+        the same keeps the scale, one below goes down.
     Observation space:
         The stream, averaged over each cell of a `grid` x `grid` raster. The interpreter appends the position (one-hot)
         and, where it varies, the price.

@@ -151,6 +151,10 @@ class Task(nn.Module, ABC):
         """
         return {}
 
+    def offered(self, length: int) -> list[int]:
+        """Return the numbers of the frames of a clip of so many that can be looked at; others need not be decoded."""
+        return list(range(length))
+
     def region(self, piece: int, option: int) -> Box | None:
         """Return what an option looks at, in pixels: top, left, height, width; None where it is no part of an image.
 

@@ -20,6 +20,7 @@ from ..backbones.sequences import (
     step_shape,
 )
 from ..data import ImageData
+from ..data.clips import evenly
 from ..data.words import spell
 from .choice import Choice
 from .exit_task import SIGNS, signs
@@ -197,6 +198,10 @@ class TimeSkip(Task):
             places += [(at, move.how)] if move.how != "leave" else []
             at += move.ahead
         return places
+
+    def offered(self, length: int) -> list[int]:
+        """Return the numbers of evenly spread frames, no more than the recurrent network was trained on."""
+        return evenly(length, self.reader.steps)
 
     def executed(self, image: Tensor, actions: Sequence[int]) -> list[str]:
         """Return the words that were read, or the numbers of frames, from 1; skimmed ones in brackets."""

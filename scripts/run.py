@@ -1,4 +1,4 @@
-"""`skipgym run`: answers for image or text files, with what was executed."""
+"""`skipgym run`: answers for image, video or text files, with what was executed."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,18 +12,23 @@ from torch import Tensor
 from ..agents.controller import Controller
 from ..agents.pictures import check_drawable, check_format, save_story
 from ..data import read_image
+from ..data.clips import evenly, joined
 from ..data.text import read_text
+from ..data.video import SUFFIXES as VIDEOS
+from ..data.video import Video
+from ..data.video_folder import MOST
 from ..data.words import as_clips, split_words
 
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """Answer for image or text files, and tell what was executed."""
+    """Answer for image, video or text files, and tell what was executed."""
 
     controller: Annotated[Path, tyro.conf.Positional]
     """Directory of a controller."""
     images: Annotated[tuple[Path, ...], tyro.conf.Positional]
-    """Image files, which are resized and cropped to the backbone's size; or plain text, for a controller of texts."""
+    """Image files, which are resized and cropped to the backbone's size; videos, for a controller of clips: only frames
+    that the task can look at are decoded; or plain text, for a controller of texts."""
     price: float | None = None
     """Told to a controller that knows several budgets."""
     picture: Path | None = None
@@ -39,15 +44,10 @@ def main(arguments: list[str]) -> int:
         raise ValueError("images: expected at least one file, got none.")
     controller = Controller.load(config.controller)
     backbone, pieces = controller.task.backbone, controller.task.pieces
-    if controller.task.takes_clips and not backbone.vocabulary:
-        raise ValueError(
-            f"run: expected the controller of a task on images, got one of {controller.task.name}, which takes clips. "
-            "Use skipgym evaluate --data FILE.npz, or call the controller."
-        )
     if config.picture:
         check_drawable(controller.task)
         check_format(config.picture)
-    images = _texts(controller, config.images) if backbone.vocabulary else _images(controller, config.images)
+    images = _inputs(controller, config.images)
     decision = controller(images, price=config.price)
     confidence = decision.logits.softmax(1).amax(1)
     for i, path in enumerate(config.images):
@@ -62,11 +62,28 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
-def _images(controller: Controller, paths: Sequence[Path]) -> Tensor:
+def _inputs(controller: Controller, paths: Sequence[Path]) -> Tensor:
+    """Return what files hold, as the controller takes it."""
+    if controller.task.backbone.vocabulary:
+        return _texts(controller, paths)
     channels, height, width = controller.task.backbone.input_shape
     if height != width:
         raise ValueError(f"run: expected a backbone of square images, got {height} x {width}. Call the controller.")
+    if controller.task.takes_clips:
+        return joined([_clip(controller, path, height, channels) for path in paths])
     return torch.stack([read_image(path, image_size=height, channels=channels) for path in paths])
+
+
+def _clip(controller: Controller, path: Path, size: int, channels: int) -> Tensor:
+    """Return the frames of a video that the task can look at, of those that a directory's are read to."""
+    if path.suffix.lower() not in VIDEOS:
+        raise ValueError(
+            f"run: expected videos ({', '.join(sorted(VIDEOS))}) for a controller of {controller.task.name}, which "
+            f"takes clips, got {path}. For clips in an .npz use skipgym evaluate --data FILE.npz."
+        )
+    video = Video(path)
+    kept = evenly(len(video), MOST)
+    return video.frames([kept[i] for i in controller.task.offered(len(kept))], image_size=size, channels=channels)
 
 
 def _texts(controller: Controller, paths: Sequence[Path]) -> Tensor:

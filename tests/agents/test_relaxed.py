@@ -427,6 +427,15 @@ class TestCount:
         alone = [follow(task, start, lambda _, i=i: Hard(torch.full((3,), i))) for i in range(task.decisions[0])]
         assert _tally(task, trial).backbone_macs == pytest.approx(3 * 2 * sum(float(run.macs[0]) for run in alone))
 
+    def test_backbone_macs_of_mixed_steps_are_counted_backward_too(self, random_backbone):
+        """Gradients reach the gates through the recurrent state: its mixtures are gone through backward."""
+        task = make_task("time-skip", random_backbone("words-w8", reader="steps"))
+        start = task.begin(task.prepare(task.blank().expand(3, -1, -1, -1, -1)))
+        dealt = start, torch.zeros(3, dtype=torch.long), torch.full((3,), 0.5)
+        trial = attempt(task, make_gate(task), dealt, soft)
+        expected = 3 * (task.least_macs + 2 * sum(trial.decider.spent))
+        assert _tally(task, trial).backbone_macs == pytest.approx(expected)
+
     def test_tally_of_a_trial_by_hand(self, tell):
         """The first of two images is answered right: its first decision executes, as it should; the other's too."""
         price, gate = torch.full((2,), 0.7), make_gate(tell)

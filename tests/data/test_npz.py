@@ -41,6 +41,16 @@ def test_given_validation_images_are_kept(load_arrays, arrays):
     assert [len(part) for part in (data.train, data.policy, data.val, data.test)] == [54, 6, 4, 12]
 
 
+def test_given_policy_images_are_kept(load_arrays, arrays):
+    arrays |= {"policy_images": arrays["test_images"][:5], "policy_labels": arrays["test_labels"][:5]}
+    data = load_arrays(arrays)
+    assert [len(part) for part in (data.train, data.policy, data.val, data.test)] == [54, 5, 6, 12]
+    assert data.note.startswith("policy, test as published")
+    del arrays["policy_labels"]
+    with pytest.raises(ValueError, match="lacks policy_labels"):
+        load_arrays(arrays)
+
+
 @pytest.mark.parametrize("change", [lambda y: y[:, None], lambda y: y.astype(np.uint8), lambda y: y.astype(">i4")])
 def test_labels_of_any_integer_type_and_column_vectors_are_equal(load_arrays, arrays, change):
     expected = load_arrays(arrays)

@@ -2,14 +2,19 @@
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from skipgym.agents.controller import Controller
 from skipgym.agents.evaluate import measure, measure_full
 from skipgym.agents.policy import StaticPolicy
+from skipgym.backbones import load_backbone, make_backbone
 from skipgym.backbones.glimpses import encode
 from skipgym.backbones.moments import preview, time_code
+from skipgym.backbones.pretrain import pretrain
 from skipgym.backbones.reader import Reader
-from skipgym.backbones.reader_training import ReaderRecipe, reader_accuracy, train_reader
+from skipgym.backbones.reader_training import ReaderRecipe, reader_accuracy, seen_versions, train_reader
+from skipgym.backbones.recipe import PretrainConfig
+from skipgym.backbones.registry import held_out
 from skipgym.data import Augment, ImageData, Part
 from skipgym.data.clips import padded
 from skipgym.envs import Hard, build_engine, make_task, rollout
@@ -146,6 +151,21 @@ class TestReader:
         assert trained.reader.config["moments"] == 3
         assert len(reader_accuracy(trained, clips.val, recipe.most_looks)) == 1 + 3
 
+    def test_network_sees_each_version_once(self, random_backbone, clips):
+        backbone, seen = random_backbone(), []
+        recipe = ReaderRecipe(moments=3, preview=2, epochs=5, batch_size=8, versions=2)
+        trained = train_reader(backbone, clips, recipe)
+        assert trained.fingerprint() == backbone.fingerprint()
+        trunk, reader = backbone.frozen(), recipe.build(backbone)
+        trunk.blocks[0].body.register_forward_pre_hook(lambda _, inputs: seen.append(len(inputs[0])))
+        tiny, features = seen_versions(trunk, reader, clips, recipe, "cpu")
+        assert sum(seen) == 2 * 16 * 3
+        assert (tiny.shape[0], features.shape[:2]) == (2 * 16, (2 * 16, 3))
+        before = reader.linear.weight
+        assert not torch.equal(trained.reader.linear.weight, before)
+        with pytest.raises(ValueError, match="versions: expected 0"):
+            ReaderRecipe(glance=4, patch=4, versions=2)
+
     def test_crops_and_frames_are_not_mixed(self, random_backbone, clips, tiny_images):
         with pytest.raises(ValueError, match="expected clips for a reader of frames, got single images"):
             train_reader(random_backbone(), tiny_images, ReaderRecipe(moments=3, preview=2, batch_size=8))
@@ -153,6 +173,31 @@ class TestReader:
             train_reader(random_backbone(), clips, ReaderRecipe(glance=4, patch=4, batch_size=8))
         with pytest.raises(ValueError, match="crops or of frames, got both"):
             Reader(8, 4, moments=3, preview=2, patch=4)
+
+
+def test_weights_of_other_classes_carry_a_reader_and_have_not_seen_the_data(random_backbone, clips, tmp_path):
+    """A published network that knows 9 other classes: features are kept, its answers are not."""
+    published = make_backbone("resnet8-w4", num_classes=9, input_shape=(1, 8, 8))
+    save_file(published.network.state_dict(), tmp_path / "published.safetensors")
+    config = PretrainConfig(
+        backbone="resnet8-w4",
+        init=tmp_path / "published.safetensors",
+        moments=3,
+        preview=2,
+        reader_epochs=1,
+        batch_size=8,
+        out=tmp_path / "out",
+        device="cpu",
+    )
+    backbone = pretrain(config, data=clips, quiet=True)
+    assert backbone.reader.moments == 3
+    kept, given = backbone.network.state_dict(), published.network.state_dict()
+    assert [key for key in given if kept[key].shape != given[key].shape or not torch.equal(kept[key], given[key])] == [
+        key for key in given if len(given[key].shape) and len(given[key]) == 9
+    ]
+    assert held_out(tmp_path / "out" / "backbone.safetensors", clips.fingerprint)
+    again = load_backbone("resnet8-w4", tmp_path / "out" / "backbone.safetensors", **clips.shape)
+    assert again.reader.moments == 3
 
 
 class TestErrors:
