@@ -31,16 +31,19 @@ class BranchTask(Task):
 
     def set_branches(self, branches: Sequence[Sequence[Callable[[Tensor], Tensor]]]) -> None:
         """Say what each block's branches are, from the cheapest to the dearest, which is the block itself."""
-        blocks = self.backbone.blocks
         self.branches = branches
         self.branch_macs = [
             [count_macs(branch, torch.zeros((1, *block.in_shape), device=self.device)) for branch in of]
-            for of, block in zip(branches, blocks, strict=True)
+            for of, block in zip(branches, self.backbone.blocks, strict=True)
         ]
-        self.horizon, self.decisions = len(blocks), (len(branches[0]),)
-        cheapest = sum(macs[0] for macs in self.branch_macs)
-        self.least_macs = self.backbone.stem_macs + cheapest + self.backbone.head_macs
-        self.width = max(pooled_size(block.in_shape, self.grid) for block in blocks)
+        self.set_shape((len(branches[0]),), sum(macs[0] for macs in self.branch_macs))
+
+    def set_shape(self, decisions: tuple[int, ...], least: int) -> None:
+        """Say what a block's decision is, and what all blocks cost with option 0 everywhere."""
+        shapes = [block.in_shape for block in self.backbone.blocks]
+        self.horizon, self.decisions = len(shapes), decisions
+        self.least_macs = self.backbone.stem_macs + least + self.backbone.head_macs
+        self.width = max(pooled_size(shape, self.grid) for shape in shapes)
         self.observation_shape = (self.width,)
 
     def begin(self, inputs: Tensor) -> State:
@@ -51,15 +54,14 @@ class BranchTask(Task):
         """Return the pooled features."""
         return pool(state.features, self.width, self.grid)
 
-    def run(self, index: int, choice: Choice, x: Tensor) -> Tensor:
-        """Return what the chosen branch of a block makes of the features."""
-        return choice.among(self.branches[index], x)
+    def run(self, index: int, choice: Choice, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return what the chosen branch of a block makes of the features, and its cost. Shapes (N, ...) and (N,)."""
+        return choice.among(self.branches[index], x), choice.cost(self.branch_macs[index])
 
     def step(self, state: State, choice: Choice) -> State:
         """Run the chosen branch of the next block; answer after the last."""
-        index = state.position
-        x = self.run(index, choice, state.features)
-        state = state.advance(x, macs=choice.cost(self.branch_macs[index]))
+        x, macs = self.run(state.position, choice, state.features)
+        state = state.advance(x, macs=macs)
         if state.position < self.horizon:
             return state
         return state.finish(self.backbone.head(x), macs=self.backbone.head_macs)

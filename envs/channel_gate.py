@@ -16,16 +16,15 @@ from ..backbones.channels import gated_blocks, inner_layers, kept
 from ..backbones.cost import count_macs
 from ..backbones.folding import fold
 from ..data import ImageData
+from .branch_task import BranchTask
 from .choice import Choice
-from .pooling import pool, pooled_size
-from .state import State
-from .task import Task, register_task
+from .task import register_task
 
 GROUPS = 4
 
 
 @register_task("channel-gate")
-class ChannelGate(Task):
+class ChannelGate(BranchTask):
     """Before each block, choose how many groups of its channels run; the network is preserved (Lin et al. 2017).
 
     Description:
@@ -58,30 +57,19 @@ class ChannelGate(Task):
         v0: first.
     """
 
+    spares_features = False  # scattered groups take them one after the other
     default_backbone = "resnet8-w4"
 
     def __init__(self, backbone: Backbone, *, groups: int = GROUPS, scattered: bool = False, grid: int = 2):
-        super().__init__(backbone)
-        if not 1 <= grid <= 8:
-            raise ValueError(f"grid: expected 1 … 8, got {grid}. Use 2.")
+        super().__init__(backbone, grid=grid)
         modules, blocks = gated_blocks(self.backbone, groups), self.backbone.blocks
-        self.scattered, self.grid, self.horizon = bool(scattered), grid, len(blocks)
-        self.decisions = (2,) * groups if scattered else (groups,)
-        shapes = [block.in_shape for block in blocks]
+        shapes, self.scattered = [block.in_shape for block in blocks], bool(scattered)
         if scattered:
             self.parts = nn.ModuleList(_Parts(*pair, groups) for pair in zip(modules, shapes, strict=True))
-            least = sum(part.rest_macs for part in self._parts)
+            self.set_shape((2,) * groups, sum(part.rest_macs for part in self._parts))
         else:
             self.narrow = nn.ModuleList(_narrow(*pair, groups) for pair in zip(modules, shapes, strict=True))
-            branches = [list(part.children()) for part in self.narrow]
-            self.block_macs = [
-                [*(count_macs(one, torch.zeros((1, *block.in_shape), device=self.device)) for one in part), block.macs]
-                for part, block in zip(branches, blocks, strict=True)
-            ]
-            least = sum(macs[0] for macs in self.block_macs)
-        self.least_macs = self.backbone.stem_macs + least + self.backbone.head_macs
-        self.width = max(pooled_size(shape, grid) for shape in shapes)
-        self.observation_shape = (self.width,)
+            self.set_branches([[*of.children(), block.run] for of, block in zip(self.narrow, blocks, strict=True)])
 
     @classmethod
     def recipe(cls, data: ImageData, **options: Any) -> Mapping[str, Any]:
@@ -96,26 +84,9 @@ class ChannelGate(Task):
             return [f"channels of {name}" for name in names]
         return [f"group {group} of {name}" for name in names for group in range(len(self.decisions))]
 
-    def begin(self, inputs: Tensor) -> State:
-        """Run the stem."""
-        return State.start(self.backbone.stem(inputs), macs=self.backbone.stem_macs)
-
-    def observe(self, state: State) -> Tensor:
-        """Return the pooled features."""
-        return pool(state.features, self.width, self.grid)
-
-    def step(self, state: State, choice: Choice) -> State:
-        """Run the next block with the channels that are kept; answer after the last."""
-        index, x = state.position, state.features
-        if self.scattered:
-            x, macs = self._parts[index].run(x, choice)
-        else:
-            branches = [*self.narrow[index].children(), self.backbone.blocks[index].run]
-            x, macs = choice.among(branches, x), choice.cost(self.block_macs[index])
-        state = state.advance(x, macs=macs)
-        if state.position < self.horizon:
-            return state
-        return state.finish(self.backbone.head(x), macs=self.backbone.head_macs)
+    def run(self, index: int, choice: Choice, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Run the next block with the channels that are kept."""
+        return self._parts[index].run(x, choice) if self.scattered else super().run(index, choice, x)
 
     @property
     def _parts(self) -> "list[_Parts]":

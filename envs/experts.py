@@ -64,9 +64,10 @@ class Experts(BranchTask):
     def pieces(self) -> list[str]:
         return [f"expert of {block.name}" for block in self.backbone.blocks]
 
-    def run(self, index: int, choice: Choice, x: Tensor) -> Tensor:
+    def run(self, index: int, choice: Choice, x: Tensor) -> tuple[Tensor, Tensor]:
         """Run the next block with the chosen expert; kernels are mixed, not results."""
-        return choice.blend(self.branches[index], x, self.experts[index].mixed)
+        x = choice.blend(self.branches[index], x, self.experts[index].mixed)
+        return x, choice.cost(self.branch_macs[index])
 
 
 def expert_blocks(backbone: Backbone) -> list[ExpertBlock]:
