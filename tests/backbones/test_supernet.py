@@ -55,7 +55,8 @@ def test_training_reaches_every_cell_and_is_repeatable():
 def test_name_says_layers_scales_and_channels():
     backbone = make_backbone("supernet5-s2-w6", input_shape=(1, 8, 8))
     assert [block.in_shape for block in backbone.blocks] == [(6, 8, 8)] * 5
-    assert [len(layer.cells) for layer in backbone.network.layers] == [2] * 5
+    cells = [list(backbone.network.get_submodule(f"layers.{i}.cells").children()) for i in range(5)]
+    assert [len(of) for of in cells] == [2] * 5
 
 
 @pytest.mark.parametrize(
