@@ -88,6 +88,7 @@ def random_rate(task: Task, compute: float) -> float:
         ValueError: If even leaving everything out costs more.
     """
     check_budget(task, compute)
+    task = task.underlying  # costs are the same, and mixtures tell what chance would cost
     least, most = (macs / task.full_macs for macs in (task.least_macs, task.most_macs))
     if not task.adds_up:
         return 1 - lowest(partial(_drawn, task), compute, 0.0, 1.0)

@@ -45,6 +45,10 @@ class Tabulated(Task):
         self.is_comb = tree.is_comb
 
     @property
+    def underlying(self) -> Task:
+        return self.live
+
+    @property
     def full_macs(self) -> int:
         return self.live.full_macs
 

@@ -212,6 +212,11 @@ class Task(nn.Module, ABC):
         """Return images (uint8 or floats in 0…1) as `begin` takes them."""
         return self.backbone.prepare(images.to(self.device))
 
+    @property
+    def underlying(self) -> "Task":
+        """What this looks up where it is a table, else itself: the task that runs, and whose options can be mixed."""
+        return self
+
     def blank(self) -> Tensor:
         """Return one image of no content, for `prepare`: what a way through costs can be read from it."""
         return torch.zeros((1, *self.backbone.input_shape))

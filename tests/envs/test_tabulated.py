@@ -4,6 +4,9 @@ from itertools import product
 import pytest
 import torch
 
+from skipgym import Controller
+from skipgym.agents.baselines import random_policy
+from skipgym.agents.evaluate import measure
 from skipgym.data import Augment, ImageData, Part
 from skipgym.envs import Engine, Hard, make_reward, make_task
 from skipgym.envs.choice import Soft, one_hot
@@ -248,3 +251,11 @@ def test_images_instead_of_tickets_are_refused(make_world, data):
     with pytest.raises(ValueError, match=r"expected tickets of a table.*load the controller that was saved"):
         table.check_images(data.val.images)
     table.check_images(tickets(torch.arange(3)))
+
+
+def test_chance_costs_what_it_costs_live_where_features_would_be_mixed(make_world, data):
+    live = make_world("experts", "experts-resnet8-w4").task
+    table, ticketed = tabulate(live, data, versions=1, augment=Augment(), quiet=True)
+    policy = random_policy(table, 0.6)
+    assert policy.rate == random_policy(live, 0.6).rate
+    assert measure(Controller(table, policy), ticketed.test).compute == pytest.approx(0.6, abs=0.1)
