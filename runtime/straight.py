@@ -16,7 +16,6 @@ from onnx import GraphProto, NodeProto, helper
 
 from .flow import branches, types, uses
 from .program import Piece
-from .session import call
 from .tidy import tidied
 
 KEY = "actions"
@@ -62,9 +61,9 @@ class Straight:
         self.ways: dict[bytes, Piece] = {}
 
     @cached_property
-    def decide(self) -> ort.InferenceSession:
-        """The session that decides; made when the first ways are learnt, since many a runtime never is."""
-        return self.session(self._made(self.cut.before, [*self.cut.told, *self.cut.passed]))
+    def decide(self) -> Piece:
+        """What decides; made when the first ways are learnt, since many a runtime never is."""
+        return self._piece(self.cut.before, [*self.cut.told, *self.cut.passed])
 
     @property
     def known(self) -> bool:
@@ -76,11 +75,13 @@ class Straight:
         if not self.known:
             return
         taken, chosen = Counter[bytes](), dict[bytes, list[bool]]()
-        tell = self.session(self._made(self.cut.before, [KEY, *self.cut.conditions]))
+        tell = self._piece(self.cut.before, [KEY, *self.cut.conditions])
         for feed in feeds:
-            actions, *conditions = call(tell, None, feed)
-            taken[actions.tobytes()] += 1
-            chosen[actions.tobytes()] = [bool(one.item()) for one in conditions]
+            values = dict(feed)
+            tell.run(values)
+            key = values[KEY].tobytes()
+            taken[key] += 1
+            chosen[key] = [bool(values[name].item()) for name in self.cut.conditions]
         wanted = [key for key, _ in taken.most_common(most)]
         _ = self.decide  # before the first call that finds a way, which may come from any thread
         self.ways = {key: self.ways.get(key) or self._way(chosen[key]) for key in wanted}
@@ -89,13 +90,12 @@ class Straight:
         """Return the graph's outputs for one image; None if its way has no session."""
         if not self.ways:
             return None
-        found = call(self.decide, None, feed)
-        values = dict(zip([*self.cut.told, *self.cut.passed], found, strict=True)) | dict(feed)
+        values = dict(feed)
+        self.decide.run(values)
         way = self.ways.get(values[KEY].tobytes())
         if way is None:
             return None
-        made = call(way.session, way.outputs, {name: values[name] for name in way.inputs})
-        values |= dict(zip(way.outputs, made, strict=True))
+        way.run(values)
         return [values[name] for name in self.ends]
 
     def _way(self, chosen: Sequence[bool]) -> Piece:
@@ -103,13 +103,12 @@ class Straight:
         nodes = _inlined(self.cut.after, wanted)
         weights = [one for node in self.cut.after for branch in _chosen(node, wanted) for one in branch.initializer]
         outputs = [one for one in self.ends if one not in self.cut.told]
-        session = self.session(self._made(nodes, outputs, weights))
-        return Piece(session, tuple(one.name for one in session.get_inputs()), tuple(outputs))
+        return self._piece(nodes, outputs, weights)
 
-    def _made(
+    def _piece(
         self, nodes: Sequence[NodeProto], outputs: Sequence[str], weights: Sequence[onnx.TensorProto] = ()
-    ) -> onnx.ModelProto:
-        """Return a model of some nodes; it takes what they do not make."""
+    ) -> Piece:
+        """Return a session of some nodes; it takes what they do not make, the price only where they use it."""
         graph = self.model.graph
         known = types(graph)
         made = {name for node in nodes for name in node.output}
@@ -119,7 +118,8 @@ class Straight:
         inner = [known[name] for name in made & known.keys() - set(outputs)]
         new = helper.make_graph(nodes, "way", inputs, ends, own, value_info=inner)
         model = helper.make_model(new, opset_imports=self.model.opset_import, ir_version=self.model.ir_version)
-        return tidied(model)
+        session = self.session(tidied(model))
+        return Piece(session, tuple(one.name for one in session.get_inputs()), tuple(outputs))
 
 
 def _cut(graph: GraphProto) -> _Split:

@@ -73,3 +73,12 @@ def test_nodes_that_change_nothing_or_serve_nobody_are_left_out():
     graph = helper.make_graph(nodes, "g", [value("x", TensorProto.FLOAT, shape)], ends)
     kept = tidied(helper.make_model(graph)).graph.node
     assert [(node.op_type, list(node.input)) for node in kept] == [("Relu", ["x"]), ("AveragePool", ["y"])]
+
+
+def test_warm_runtime_of_a_policy_that_is_not_told_the_price_answers(exported, images, pixels):
+    """What decides then takes no price: a static policy looks at nothing."""
+    controller, path = exported("layer-skip/static")
+    runtime = Runtime.load(path)
+    runtime.warm(pixels)
+    assert len(runtime._straight.ways) == 1
+    np.testing.assert_array_equal(runtime(pixels).actions, controller(images).actions.numpy())
