@@ -1,5 +1,6 @@
 """When to look: a preview of a clip in tiny frames, then frames of it in full, until enough was seen."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -125,6 +126,10 @@ class FrameSelect(LookTask):
     def offered(self, length: int) -> list[int]:
         """Return the numbers of the frames at the reader's moments: previewed, and chosen from."""
         return evenly(length, self.moments)
+
+    def executed(self, image: Tensor, actions: Sequence[int]) -> list[str]:
+        """Return which of the offered frames were looked at, in that order."""
+        return [f"moment {action} of {self.moments}" for action in actions if action > 0]
 
     def region(self, piece: int, option: int) -> Box | None:
         """Return where a frame is in the strip that `pictures` gives."""

@@ -229,3 +229,8 @@ class TestErrors:
         engine = build_engine("frame-select", backbone=random_backbone(reader="frames"), data=clips)
         assert engine.reset().shape == (1, *engine.layout.space.shape)
         assert 0 <= measure(Controller(engine.task, StaticPolicy((1, 0, 0), 1)), clips.val).accuracy <= 1
+
+
+def test_run_tells_the_moments_looked_at_in_their_order(task):
+    looked = task.executed(torch.zeros(9, 1, 8, 8), (task.moments, 1, 0))
+    assert looked == [f"moment {task.moments} of {task.moments}", f"moment 1 of {task.moments}"]
