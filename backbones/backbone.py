@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Mapping, Sequence
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,8 @@ from .stepped import SteppedNet
 # What torchvision and most published networks were trained with; for one channel, its average.
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 GREY_MEAN, GREY_STD = (0.449,), (0.226,)
+
+Source = TypeVar("Source", bound=nn.Module)
 
 
 class Backbone(nn.Module):
@@ -136,6 +138,12 @@ class Backbone(nn.Module):
             ValueError: If a block cannot be left out.
         """
         return self.stem_macs + sum(block.bypass_macs for block in self.blocks) + self.head_macs
+
+    def sources(self, kind: type[Source]) -> list[Source] | None:
+        """Return the network's own modules of the blocks; None unless all are of a kind."""
+        found = [self.network.get_submodule(block.name) for block in self.blocks]
+        same = [one for one in found if isinstance(one, kind)]
+        return same if len(same) == len(found) else None
 
     def prepare(self, images: Tensor) -> Tensor:
         """Normalise images as the network was trained on them.

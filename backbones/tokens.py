@@ -14,11 +14,10 @@ def encoder_blocks(backbone: Backbone) -> list[EncoderBlock]:
     Raises:
         ValueError: If it is another network.
     """
-    found = [backbone.network.get_submodule(block.name) for block in backbone.blocks]
-    blocks = [one for one in found if isinstance(one, EncoderBlock)]
+    blocks = backbone.sources(EncoderBlock)
     tokens, _ = backbone.blocks[0].in_shape if len(backbone.blocks[0].in_shape) == 2 else (0, 0)
     side = round(max(0, tokens - 1) ** 0.5)
-    if len(blocks) < len(found) or tokens != side**2 + 1:
+    if blocks is None or tokens != side**2 + 1:
         raise ValueError(
             f"backbone {backbone.name}: expected a vision transformer of torchvision's, with one class token before "
             "those of a square image's patches, got another network. Use vit4-w32-p3, vit_tiny or vit_b_16."

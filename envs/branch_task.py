@@ -1,4 +1,4 @@
-"""Tasks whose blocks exist in several versions, of which one runs."""
+"""Tasks that decide block by block: of several branches, such as versions of the block or its shortcut, one runs."""
 
 from collections.abc import Callable, Sequence
 
@@ -19,14 +19,18 @@ class BranchTask(Task):
     Args:
         backbone: The network.
         grid: Cells on a side of the pooled features that are observed.
+
+    Attributes:
+        remedy: What an error about the grid advises.
     """
 
     spares_features = True
+    remedy: str = "Use 2."
 
     def __init__(self, backbone: Backbone, *, grid: int):
         super().__init__(backbone)
         if not 1 <= grid <= 8:
-            raise ValueError(f"grid: expected 1 … 8, got {grid}. Use 2.")
+            raise ValueError(f"grid: expected 1 … 8, got {grid}. {self.remedy}")
         self.grid = grid
 
     def set_branches(self, branches: Sequence[Sequence[Callable[[Tensor], Tensor]]]) -> None:

@@ -76,9 +76,7 @@ def expert_blocks(backbone: Backbone) -> list[ExpertBlock]:
     Raises:
         ValueError: If they do not.
     """
-    blocks = [backbone.network.get_submodule(block.name) for block in backbone.blocks]
-    found = [block for block in blocks if isinstance(block, ExpertBlock)]
-    if len(found) == len(blocks):
+    if (found := backbone.sources(ExpertBlock)) is not None:
         return found
     raise ValueError(
         f"experts: expected a backbone with experts, got {backbone.name}, whose blocks are each the only one. Use "

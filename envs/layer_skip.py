@@ -3,14 +3,13 @@
 from torch import Tensor
 
 from ..backbones.backbone import Backbone
+from .branch_task import BranchTask
 from .choice import Choice
-from .pooling import pool, pooled_size
-from .state import State
-from .task import Task, register_task
+from .task import register_task
 
 
 @register_task("layer-skip")
-class LayerSkip(Task):
+class LayerSkip(BranchTask):
     """Before each block, skip it or execute it (SkipNet, Wang et al. 2018; ConvNet-AIG, Veit and Belongie 2018).
 
     Description:
@@ -33,36 +32,17 @@ class LayerSkip(Task):
         v0: first.
     """
 
-    spares_features = True
+    remedy = "SkipNet's gates use 1."
 
     def __init__(self, backbone: Backbone, *, grid: int = 1):
-        super().__init__(backbone)
-        if not 1 <= grid <= 8:
-            raise ValueError(f"grid: expected 1 … 8, got {grid}. SkipNet's gates use 1.")
-        self.grid = grid
-        self.horizon = len(self.backbone.blocks)
-        self.decisions = (2,)
-        self.least_macs = self.backbone.least_macs
-        self.width = max(pooled_size(block.in_shape, grid) for block in self.backbone.blocks)
-        self.observation_shape = (self.width,)
+        super().__init__(backbone, grid=grid)
+        self.set_shape((2,), sum(block.bypass_macs for block in self.backbone.blocks))
 
     @property
     def pieces(self) -> list[str]:
         return [block.name for block in self.backbone.blocks]
 
-    def begin(self, inputs: Tensor) -> State:
-        """Run the stem."""
-        return State.start(self.backbone.stem(inputs), macs=self.backbone.stem_macs)
-
-    def observe(self, state: State) -> Tensor:
-        """Return the pooled features."""
-        return pool(state.features, self.width, self.grid)
-
-    def step(self, state: State, choice: Choice) -> State:
-        """Execute the next block or take its shortcut; answer after the last."""
-        block = self.backbone.blocks[state.position]
-        x = choice.among([block.bypass, block.run], state.features)
-        state = state.advance(x, macs=choice.cost([block.bypass_macs, block.macs]))
-        if state.position < self.horizon:
-            return state
-        return state.finish(self.backbone.head(x), macs=self.backbone.head_macs)
+    def run(self, index: int, choice: Choice, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Execute the next block or take its shortcut."""
+        block = self.backbone.blocks[index]
+        return choice.among([block.bypass, block.run], x), choice.cost([block.bypass_macs, block.macs])

@@ -59,7 +59,7 @@ class PixelMask(Task):
                 "divisor of their side."
             )
         self.grid = height // tile
-        sources = [net.network.get_submodule(block.name) for block in net.blocks]
+        sources = net.sources(torch.nn.Module) or []
         self.sparse = torch.nn.ModuleList(SparseBlock(*pair) for pair in zip(net.blocks, sources, strict=True))
         for block in net.blocks:
             if block.out_shape[1] % self.grid or block.out_shape[2] % self.grid:

@@ -62,9 +62,7 @@ def supernet_layers(backbone: Backbone) -> list[Layer]:
     Raises:
         ValueError: If they do not.
     """
-    blocks = [backbone.network.get_submodule(block.name) for block in backbone.blocks]
-    found = [block for block in blocks if isinstance(block, Layer)]
-    if len(found) == len(blocks):
+    if (found := backbone.sources(Layer)) is not None:
         return found
     raise ValueError(
         f"routing: expected a supernet, got {backbone.name}, through which there is one way only. Use supernet6 or "

@@ -68,9 +68,9 @@ class TokenSkip(Task):
         if by not in get_args(By):
             raise ValueError(f"by: expected one of {', '.join(get_args(By))}, got {by!r}. Change it.")
         self.by, self.keep = by, read_keep(keep)
-        blocks = encoder_blocks(self.backbone)
-        places = read_after(default_after(len(blocks)) if after is None else after, len(blocks))
-        self.bounds = [*places, len(blocks)]
+        self.layers, count = encoder_blocks(self.backbone), len(self.backbone.blocks)
+        places = read_after(default_after(count) if after is None else after, count)
+        self.bounds = [*places, count]
         self.tokens, width = self.backbone.blocks[0].in_shape
         self.tokens -= 1
         self.side = round(self.tokens**0.5)
@@ -78,6 +78,7 @@ class TokenSkip(Task):
         self.decisions = (len(self.keep),) if by == "share" else (2,) * self.tokens
         self.observation_shape = (width + self.tokens,)
         self.least_macs = self._least()
+        self.most = [self._blocks_macs(*segment, 1 + self.tokens) for segment in pairwise(self.bounds)]
 
     def _least(self) -> int:
         """Return what option 0 everywhere costs."""
@@ -126,8 +127,7 @@ class TokenSkip(Task):
         else:
             x, seen = self._run(state.features, first, last, keep)
         left = 1 + keep.sum(1).to(cost_dtype(keep.device))
-        most = self._blocks_macs(first, last, 1 + self.tokens)
-        macs = choice.charged(self._macs(left, first, last), most=most)
+        macs = choice.charged(self._macs(left, first, last), most=self.most[state.position])
         state = state.advance(x, macs=macs, keep=keep, seen=seen)
         if state.position < self.horizon:
             return state
@@ -157,18 +157,17 @@ class TokenSkip(Task):
 
     def _run(self, x: Tensor, first: int, last: int, keep: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Run blocks; return tokens, and the class token's attention to the others, 0 where nobody will ask."""
-        blocks = encoder_blocks(self.backbone)
         keep = None if keep is None else F.pad(keep, (1, 0), value=1.0)
         seen = x.new_zeros(x.shape[:2])
         for index in range(first, last):
-            shown = index == last - 1 < len(blocks) - 1
-            x, shares = run_tokens(blocks[index], x, keep, shown=shown)
+            shown = index == last - 1 < len(self.layers) - 1
+            x, shares = run_tokens(self.layers[index], x, keep, shown=shown)
             seen = shares if shown and shares is not None else seen
         return x, seen[:, 1:]
 
     def _macs(self, tokens: Tensor, first: int, last: int) -> Tensor:
         """Return what blocks cost on so many tokens of each row. Shape (N,) to (N,)."""
-        costs = [token_macs(block, tokens) for block in encoder_blocks(self.backbone)[first:last]]
+        costs = [token_macs(block, tokens) for block in self.layers[first:last]]
         return torch.stack(costs).sum(0)
 
     def _blocks_macs(self, first: int, last: int, tokens: int) -> int:
