@@ -1,7 +1,10 @@
 import pytest
 import torch
 
-from skipgym.data import Augment, ImageData, Part
+from skipgym.backbones import make_backbone
+from skipgym.backbones.recipe import Recipe
+from skipgym.backbones.trainer import Trainer
+from skipgym.data import Augment, ImageData, Part, load
 
 
 def squares(count: int, seed: int) -> Part:
@@ -30,3 +33,17 @@ def data() -> ImageData:
         fingerprint="f" * 16,
         note="made in the test",
     )
+
+
+def check_training_of_all(name: str) -> None:
+    """Assert that one pass over the digits moves every parameter of a network, and twice the same way."""
+    data, found = load("digits"), []
+    for _ in range(2):
+        torch.manual_seed(0)
+        trainer = Trainer(make_backbone(name, **data.shape), data, Recipe(epochs=1, batch_size=128))
+        before = {key: value.clone() for key, value in trainer.backbone.network.named_parameters()}
+        trainer.run_epoch()
+        found.append(trainer.finish().fingerprint())
+        after = dict(trainer.backbone.network.named_parameters())
+        assert all(not torch.equal(after[key], value) for key, value in before.items())
+    assert found[0] == found[1]

@@ -16,10 +16,10 @@ from skipgym.backbones.experts import (
     dense_kernel,
     mixed_convolution,
 )
-from skipgym.backbones.recipe import Recipe
 from skipgym.backbones.routing import evenly
-from skipgym.backbones.trainer import Trainer
 from skipgym.data import load
+
+from .conftest import check_training_of_all
 
 
 @pytest.fixture
@@ -77,16 +77,7 @@ def test_rows_draw_branches_equally_often():
 
 
 def test_training_calls_every_expert_and_is_repeatable():
-    data, weights = load("digits"), []
-    for _ in range(2):
-        torch.manual_seed(0)
-        trainer = Trainer(make_backbone("experts-resnet8-w4", **data.shape), data, Recipe(epochs=1, batch_size=128))
-        before = {key: value.clone() for key, value in trainer.backbone.network.named_parameters()}
-        trainer.run_epoch()
-        weights.append(trainer.finish().fingerprint())
-    after = dict(trainer.backbone.network.named_parameters())
-    assert all(not torch.equal(after[key], value) for key, value in before.items())
-    assert weights[0] == weights[1]
+    check_training_of_all("experts-resnet8-w4")
 
 
 @pytest.mark.parametrize("kinds", [("3x3",), (), ("3x3", "1x1"), ("1x1", "5x5")])

@@ -5,10 +5,9 @@ import torch
 from torch.nn import functional as F
 
 from skipgym.backbones import make_backbone
-from skipgym.backbones.recipe import Recipe
 from skipgym.backbones.supernet import Cell, Layer
-from skipgym.backbones.trainer import Trainer
-from skipgym.data import load
+
+from .conftest import check_training_of_all
 
 
 @pytest.mark.parametrize("factor", [1, 2, 4])
@@ -40,16 +39,7 @@ def test_rows_draw_scales_equally_often_in_training():
 
 
 def test_training_reaches_every_cell_and_is_repeatable():
-    data, found = load("digits"), []
-    for _ in range(2):
-        torch.manual_seed(0)
-        trainer = Trainer(make_backbone("supernet2-s2-w4", **data.shape), data, Recipe(epochs=1, batch_size=128))
-        before = {key: value.clone() for key, value in trainer.backbone.network.named_parameters()}
-        trainer.run_epoch()
-        found.append(trainer.finish().fingerprint())
-    after = dict(trainer.backbone.network.named_parameters())
-    assert all(not torch.equal(after[key], value) for key, value in before.items())
-    assert found[0] == found[1]
+    check_training_of_all("supernet2-s2-w4")
 
 
 def test_name_says_layers_scales_and_channels():

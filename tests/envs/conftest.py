@@ -1,14 +1,17 @@
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from skipgym import Controller
+from skipgym.agents.policy import StaticPolicy
 from skipgym.backbones import Backbone
 from skipgym.data import Augment, ImageData, Part
-from skipgym.envs import Choice, Engine, Hard, State, Task, make_reward, make_task
+from skipgym.envs import Choice, Engine, Hard, Run, State, Task, make_reward, make_task, rollout
 from skipgym.envs.rollout import advance
 from skipgym.ids import TASKS
 
@@ -68,6 +71,25 @@ class Leave(Task):
             if state.position < self.horizon
             else state.finish(self.backbone.head(x), macs=self.backbone.head_macs)
         )
+
+
+IMAGES = torch.rand((6, 1, 8, 8), generator=torch.Generator().manual_seed(0))
+
+
+def run(task: Task, actions: Tensor) -> Run:
+    """Take the given ways, one for each of the first images: rows of an option for each decision."""
+    with torch.no_grad():
+        return rollout(task, task.prepare(IMAGES[: len(actions)]), lambda s: Hard(actions[s.rows, s.position]))
+
+
+def check_saved(task: Task, way: tuple[int, ...], path: Path) -> None:
+    """Assert that a controller that takes a way takes it again, for the same answers and costs, when it was saved."""
+    controller = Controller(task, StaticPolicy(way, 1))
+    controller.save(path)
+    before, after = controller(IMAGES), Controller.load(path)(IMAGES)
+    assert torch.equal(before.logits, after.logits)
+    assert torch.equal(before.macs, after.macs)
+    assert after.actions.tolist() == [list(way)] * len(IMAGES)
 
 
 @dataclass(frozen=True)

@@ -5,13 +5,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from skipgym import Controller
-from skipgym.agents.policy import StaticPolicy
 from skipgym.agents.training import TrainConfig, train
-from skipgym.envs import ChannelGate, Hard, make_task, rollout
+from skipgym.envs import ChannelGate, make_task
 from skipgym.testing import check_task
 
-IMAGES = torch.rand((6, 1, 8, 8), generator=torch.Generator().manual_seed(0))
+from .conftest import IMAGES, check_saved, run
 
 
 @pytest.fixture(scope="module")
@@ -22,11 +20,6 @@ def task(random_backbone):
 @pytest.fixture(scope="module")
 def scattered(random_backbone):
     return ChannelGate(random_backbone("resnet8-w4"), scattered=True)
-
-
-def run(task, actions):
-    with torch.no_grad():
-        return rollout(task, task.prepare(IMAGES[: len(actions)]), lambda s: Hard(actions[s.rows, s.position]))
 
 
 def cost_by_hand(groups):
@@ -81,11 +74,7 @@ def test_scattered_gates_keep_every_promise(scattered):
 
 
 def test_saved_controller_keeps_the_same_channels(task, tmp_path):
-    controller = Controller(task, StaticPolicy((0, 3, 2), 1))
-    controller.save(tmp_path / "c")
-    before, after = controller(IMAGES), Controller.load(tmp_path / "c")(IMAGES)
-    assert torch.equal(before.logits, after.logits)
-    assert torch.equal(before.macs, after.macs)
+    check_saved(task, (0, 3, 2), tmp_path / "c")
 
 
 def test_q_learning_runs_on_it(task, tiny_images):

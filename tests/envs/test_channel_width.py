@@ -10,10 +10,11 @@ from skipgym.agents.evaluate import chosen_lines, measure, option_counts, result
 from skipgym.agents.policy import StaticPolicy
 from skipgym.backbones.slimmable import slices
 from skipgym.data import Part
-from skipgym.envs import ChannelWidth, Hard, make_task, rollout
+from skipgym.envs import ChannelWidth, Hard, make_task
 from skipgym.testing import check_task
 
-IMAGES = torch.rand((6, 1, 8, 8), generator=torch.Generator().manual_seed(0))
+from .conftest import IMAGES, check_saved, run
+
 CHANNELS = (2, 4, 6, 8)
 
 
@@ -30,11 +31,6 @@ def network_task(backbone):
 @pytest.fixture(scope="module")
 def stage_task(backbone):
     return ChannelWidth(backbone, per="stage")
-
-
-def run(task, actions):
-    with torch.no_grad():
-        return rollout(task, task.prepare(IMAGES[: len(actions)]), lambda s: Hard(actions[s.rows, s.position]))
 
 
 def stage_by_hand(stage, width):
@@ -145,12 +141,7 @@ class TestFace:
 
 
 def test_saved_controller_chooses_the_same_widths(stage_task, tmp_path):
-    controller = Controller(stage_task, StaticPolicy((0, 2, 3), 1))
-    controller.save(tmp_path / "c")
-    before, after = controller(IMAGES), Controller.load(tmp_path / "c")(IMAGES)
-    assert torch.equal(before.logits, after.logits)
-    assert torch.equal(before.macs, after.macs)
-    assert after.actions.tolist() == [[0, 2, 3]] * 6
+    check_saved(stage_task, (0, 2, 3), tmp_path / "c")
 
 
 def test_chosen_options_are_counted(stage_task):

@@ -6,22 +6,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from skipgym import Controller
 from skipgym.agents.evaluate import chosen_lines
-from skipgym.agents.policy import StaticPolicy
-from skipgym.envs import Experts, Hard, Soft, make_task, rollout
+from skipgym.envs import Experts, Soft, make_task
 
-IMAGES = torch.rand((6, 1, 8, 8), generator=torch.Generator().manual_seed(0))
+from .conftest import IMAGES, check_saved, run
 
 
 @pytest.fixture(scope="module")
 def task(random_backbone):
     return Experts(random_backbone("experts-resnet8-w8"))
-
-
-def run(task, actions):
-    with torch.no_grad():
-        return rollout(task, task.prepare(IMAGES[: len(actions)]), lambda s: Hard(actions[s.rows, s.position]))
 
 
 def expert_by_hand(stage, expert):
@@ -74,12 +67,7 @@ def test_last_expert_everywhere_is_the_untouched_network(task, random_backbone):
 
 
 def test_saved_controller_chooses_the_same_experts(task, tmp_path):
-    controller = Controller(task, StaticPolicy((0, 1, 2), 1))
-    controller.save(tmp_path / "c")
-    before, after = controller(IMAGES), Controller.load(tmp_path / "c")(IMAGES)
-    assert torch.equal(before.logits, after.logits)
-    assert torch.equal(before.macs, after.macs)
-    assert after.actions.tolist() == [[0, 1, 2]] * 6
+    check_saved(task, (0, 1, 2), tmp_path / "c")
 
 
 def test_experts_that_are_never_called_are_named():

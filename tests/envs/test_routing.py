@@ -5,21 +5,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from skipgym import Controller
-from skipgym.agents.policy import StaticPolicy
-from skipgym.envs import Hard, Routing, make_task, rollout
+from skipgym.envs import Routing, make_task
 
-IMAGES = torch.rand((6, 1, 8, 8), generator=torch.Generator().manual_seed(0))
+from .conftest import IMAGES, check_saved, run
 
 
 @pytest.fixture(scope="module")
 def task(random_backbone):
     return Routing(random_backbone("supernet3-w4"))
-
-
-def run(task, actions):
-    with torch.no_grad():
-        return rollout(task, task.prepare(IMAGES[: len(actions)]), lambda s: Hard(actions[s.rows, s.position]))
 
 
 @given(plan=st.lists(st.tuples(*[st.integers(0, 2)] * 3), min_size=1, max_size=6))
@@ -59,11 +52,7 @@ def test_finest_scale_everywhere_is_the_untouched_network(task, random_backbone)
 
 
 def test_saved_controller_takes_the_same_ways(task, tmp_path):
-    controller = Controller(task, StaticPolicy((0, 1, 2), 1))
-    controller.save(tmp_path / "c")
-    before, after = controller(IMAGES), Controller.load(tmp_path / "c")(IMAGES)
-    assert torch.equal(before.logits, after.logits)
-    assert torch.equal(before.macs, after.macs)
+    check_saved(task, (0, 1, 2), tmp_path / "c")
 
 
 def test_backbone_with_one_way_is_refused(tiny_backbone):
