@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from .cost import count_macs
 from .recurrent import Recurrent
 
-MemoryKind = Literal["gru", "mean"]
+MemoryKind = Literal["gru", "mean", "slots"]
 
 PLACE = 3
 """How many numbers tell where a crop was: row and column of its centre, -1 … 1, and the logarithm of its zoom."""
@@ -30,7 +30,9 @@ class Reader(nn.Module):
     It sees crops of an image, after a glance at all of it, where `glance` and `patch` are given; frames of a clip,
     after a preview of all of them, where `moments` and `preview` are. A glance, a crop or a frame comes as the pooled
     features of a frozen network, a preview as pixels. With `gru` a recurrent cell remembers
-    them (Glance and Focus, Wang et al. 2020); with `mean` their projections are averaged, whatever the order.
+    them (Glance and Focus, Wang et al. 2020); with `mean` their projections are averaged, whatever the order; with
+    `slots` the projection of a frame is kept at its moment's place, which tells a movement's beginning from its end,
+    and what is seen twice changes nothing.
 
     Args:
         width: Channels of the network's last feature map.
@@ -41,12 +43,15 @@ class Reader(nn.Module):
         zooms: Largest number of zooms, 1, 2, 4, …, that it was trained for.
         moments: Frames of a clip to choose among, evenly spread.
         preview: Side of each of these scaled down, in pixels, see `moments.preview`.
-        memory: Kind of memory.
+        memory: Kind of memory; `slots` for frames only.
         hidden: Width.
+        dropout: Share of features, and of the memory, that is left out in training.
 
     Attributes:
         kind: `crops` or `frames`.
         memory_size: Numbers that are remembered of an input.
+        sight_size: Numbers that `sight` gives.
+        shown_size: Numbers that `shown` gives.
         glance_macs: Cost of reading a glance or a preview and answering, in MACs of one input.
         look_macs: Likewise, of reading a crop or a frame.
     """
@@ -64,6 +69,7 @@ class Reader(nn.Module):
         preview: int = 0,
         memory: MemoryKind = "gru",
         hidden: int = 64,
+        dropout: float = 0.0,
     ):
         super().__init__()
         if memory not in get_args(MemoryKind):
@@ -79,13 +85,19 @@ class Reader(nn.Module):
                 )
         if self.kind == "frames" and (glance or patch or scales > 1 or zooms > 1):
             raise ValueError("reader: expected sizes of crops or of frames, got both. Leave one kind out.")
+        if memory == "slots" and self.kind == "crops":
+            raise ValueError("memory: expected gru or mean for crops, got slots, which are for frames. Choose another.")
         first, code = (moments * preview**2, TIME) if self.kind == "frames" else (width, PLACE)
         self.from_glance = nn.Sequential(nn.BatchNorm1d(first), nn.Linear(first, hidden), nn.ReLU())
         self.norm = nn.BatchNorm1d(width * scales)
         self.from_crop = nn.Sequential(nn.Linear(width * scales + code, hidden), nn.ReLU())
         self.cell = nn.GRUCell(hidden, hidden) if memory == "gru" else None
-        self.linear = nn.Linear(hidden, num_classes)
-        self.memory_size = hidden if memory == "gru" else hidden + 1  # the count of what was averaged
+        self.dropout = nn.Dropout(dropout)
+        slots = moments + 1  # the last is the preview's
+        sizes = {"gru": hidden, "mean": hidden + 1, "slots": slots * (hidden + 1)}  # and what was counted, or filled
+        self.memory_size, self.sight_size = sizes[memory], hidden + (slots if memory == "slots" else 0)
+        self.shown_size = num_classes if memory == "slots" else self.memory_size
+        self.linear = nn.Linear(self.memory_size if memory == "slots" else hidden, num_classes)
         self.eval()
         before, when = torch.zeros(1, self.memory_size), torch.zeros(1, code)
         self.glance_macs = count_macs(lambda x: self.answer(self.begin(x)), torch.zeros(1, first))
@@ -93,27 +105,60 @@ class Reader(nn.Module):
 
     def begin(self, features: Tensor) -> Tensor:
         """Return the memory after the glance or the preview. Shape (N, width or pixels) to (N, memory_size)."""
-        before = features.new_zeros((len(features), self.memory_size))
-        return self._remember(before, self.from_glance(features))
+        return self.remember(None, self.first_sight(features))
 
     def read(self, memory: Tensor, features: Tensor, place: Tensor) -> Tensor:
-        """Return the memory after one more crop or frame.
+        """Return the memory after one more crop or frame, see `sight`. Shape (N, memory_size)."""
+        return self.remember(memory, self.sight(features, place))
+
+    def first_sight(self, features: Tensor) -> Tensor:
+        """Return what there is to remember of a glance or a preview. Shape (N, width or pixels) to (N, sight_size)."""
+        norm, *rest = self.from_glance
+        seen = nn.Sequential(*rest)(self.dropout(norm(features)))
+        return self._placed(seen, seen.new_full((seen.shape[0], 1), float(self.moments)))
+
+    def sight(self, features: Tensor, place: Tensor) -> Tensor:
+        """Return what there is to remember of a crop or a frame, whatever was seen before. Shape (N, sight_size).
 
         Args:
-            memory: Shape (N, memory_size).
             features: Of all scales side by side. Shape (N, width x scales).
             place: From `glimpses.place_code`, or `moments.time_code`. Shape (N, PLACE or TIME).
         """
-        return self._remember(memory, self.from_crop(torch.cat([self.norm(features), place], 1)))
+        seen = self.from_crop(torch.cat([self.dropout(self.norm(features)), place], 1))
+        return self._placed(seen, (place + 1) / 2 * max(1, self.moments - 1))
+
+    def remember(self, memory: Tensor | None, sight: Tensor) -> Tensor:
+        """Return the memory after one more sight; the first, of a glance or a preview, finds none."""
+        if memory is None:
+            memory = sight.new_zeros((sight.shape[0], self.memory_size))
+        if self.cell is not None:
+            return self.cell(sight, memory)
+        if self.memory == "mean":
+            return memory + F.pad(sight, (0, 1), value=1.0)
+        where, what = sight.split([self.moments + 1, self.hidden], 1)
+        before = memory.unflatten(1, (self.moments + 1, -1))
+        new = (where * (1 - before[:, :, -1])).unsqueeze(2) * F.pad(what, (0, 1), value=1.0).unsqueeze(1)
+        return (before + new).flatten(1)
 
     def answer(self, memory: Tensor) -> Tensor:
         """Return logits. Shape (N, memory_size) to (N, classes)."""
-        if self.cell is not None:
-            return self.linear(memory)
-        return self.linear(memory[:, :-1] / memory[:, -1:].clamp(min=1))
+        if self.memory == "mean":
+            memory = memory[:, :-1] / memory[:, -1:].clamp(min=1)
+        return self.linear(self.dropout(memory))
 
-    def _remember(self, memory: Tensor, x: Tensor) -> Tensor:
-        return self.cell(x, memory) if self.cell is not None else memory + F.pad(x, (0, 1), value=1.0)
+    def shown(self, memory: Tensor, logits: Tensor) -> Tensor:
+        """Return what a policy sees of the memory: all of it; of slots, which are many, what is answered from them.
+
+        Shapes (N, memory_size) and (N, classes) to (N, shown_size).
+        """
+        return logits.softmax(1) if self.memory == "slots" else memory
+
+    def _placed(self, seen: Tensor, moment: Tensor) -> Tensor:
+        """Return what was seen, and for slots before it how much of it belongs to each. Shapes (N, hidden), (N, 1)."""
+        if self.memory != "slots":
+            return seen
+        slots = torch.arange(self.moments + 1, device=seen.device)
+        return torch.cat([(1 - (moment - slots).abs()).clamp(min=0), seen], 1)  # between two moments some of both
 
     @property
     def config(self) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..data import ImageData, Part
+from ..data import Augment, ImageData, Part
 from .backbone import Backbone
 from .card import write_part
 from .fitting import check_enough, fit, settings_digest
@@ -41,7 +41,11 @@ class ReaderRecipe:
     preview: int = 0
     """Side of each of those frames scaled down, in pixels."""
     memory: MemoryKind = "gru"
-    """gru: a recurrent cell; mean: an average, whatever the order."""
+    """gru: a recurrent cell; mean: an average, whatever the order; slots: each frame at its moment's place."""
+    hidden: int = 64
+    """Width of the memory, of slots that of each."""
+    dropout: float = 0.0
+    """Share of features, and of the memory, that is left out in training; for data that is learned by heart."""
     looks: int = 3
     """Crops of each image in training; it answers, and is corrected, after each. Of clips every moment is read, in a
     random order, so that it has seen random subsets of every size."""
@@ -54,16 +58,18 @@ class ReaderRecipe:
     seed: int = 0
     """Of initial weights, order, augmentation and places."""
     versions: int = 0
-    """Of clips, above 0: the network sees so many versions of each, once, and all passes are over what it made of
-    these. Many passes then cost little."""
+    """Of clips, above 0: the network sees so many versions of each, once, the first as it is and the others varied, and
+    all passes are over what it made of these. Many passes then cost little."""
 
     def __post_init__(self) -> None:
         """Check the ranges."""
-        for name in (*SHAPES[self.kind], "looks", "epochs"):
+        for name in (*SHAPES[self.kind], "looks", "epochs", "hidden"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)!r}. Change it.")
         if self.versions < 0 or (self.versions and self.kind == "crops"):
             raise ValueError(f"versions: expected 0, or of clips more, got {self.versions} for {self.kind}. Change it.")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout: expected a share of at least 0 and below 1, got {self.dropout}. Change it.")
         if self.batch_size < 2 or not 0 < self.lr < float("inf"):
             raise ValueError(f"reader: expected batch_size >= 2 and lr > 0, got {self.batch_size} and {self.lr}.")
 
@@ -89,8 +95,9 @@ class ReaderRecipe:
     def digest(self) -> str:
         """Return 16 hexadecimal digits that change with the recipe and with the training code's revision."""
         settings = asdict(self)
-        if not self.versions:  # recipes without them keep their digests, and so their results
-            del settings["versions"]
+        for name, usual in (("versions", 0), ("hidden", 64), ("dropout", 0.0)):
+            if settings[name] == usual:  # recipes without them keep their digests, and so their results
+                del settings[name]
         return settings_digest(REVISION, settings)
 
     def build(self, backbone: Backbone) -> Reader:
@@ -103,7 +110,7 @@ class ReaderRecipe:
             check_sides(backbone, self.glance, self.patch, self.zooms)
         else:
             frame_macs(backbone)
-        shape = {key: getattr(self, key) for key in (*SHAPES[self.kind], "memory")}
+        shape = {key: getattr(self, key) for key in (*SHAPES[self.kind], "memory", "hidden", "dropout")}
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
             return Reader(backbone.blocks[-1].out_shape[0], backbone.num_classes, **shape)
@@ -159,16 +166,17 @@ def train_reader(
 def seen_versions(
     trunk: Backbone, reader: Reader, data: ImageData, recipe: ReaderRecipe, device: str | torch.device
 ) -> tuple[Tensor, Tensor]:
-    """Return previews and frames' features of varied training clips, one version after the other, on the CPU.
+    """Return previews and frames' features of training clips as they are, then of varied ones, on the CPU.
 
     Returns:
         Shapes (versions x N, preview) and (versions x N, moments, D).
     """
     generator, tiny, features = torch.Generator().manual_seed(recipe.seed), [], []
-    for _ in range(recipe.versions):
+    for version in range(recipe.versions):
+        augment = data.augment if version else Augment()
         for clips, _, _ in data.train.batches(recipe.batch_size):
             uniforms = torch.rand((len(clips), data.augment.draws), generator=generator)
-            frames = prepare_frames(trunk, data.augment.apply(clips, uniforms).to(device), reader.moments)
+            frames = prepare_frames(trunk, augment.apply(clips, uniforms).to(device), reader.moments)
             tiny.append(preview(frames, reader.preview).cpu())
             features.append(pooled(trunk, frames.flatten(0, 1)).unflatten(0, frames.shape[:2]).cpu())
     return torch.cat(tiny), torch.cat(features)

@@ -26,12 +26,13 @@ SETTLE = 0.8  # share of a training at several scales after which BatchNorm keep
 START = 1 / 25  # of the highest learning rate, where a one-cycle schedule begins
 READER_FIELDS = (
     *("patch", "glance", "retina", "zooms", "moments", "preview"),
-    *("reader_memory", "reader_looks", "reader_epochs", "reader_versions"),
+    *("reader_memory", "reader_hidden", "reader_dropout", "reader_looks", "reader_epochs", "reader_versions"),
     *("recurrent", "recurrent_hidden", "recurrent_skim"),
 )
 REVISION = 1  # of the training code; raise it when the same recipe gives other weights
 # recipes without these keep their digits, and so their results
 _NEWER = ("exit_weights", "scales", "width_training", "token_dropout", "channel_groups")
+_NEWER_OF_READERS = {"reader_versions": 0, "reader_hidden": 64, "reader_dropout": 0.0}
 _OF_TRAINED_EXITS = ("exits", "exit_head", "exit_alpha", "exit_epochs")
 
 
@@ -196,14 +197,18 @@ class PretrainConfig(Recipe):
     preview: int = 4
     """Side of each of these frames scaled down for the preview, in pixels."""
     reader_memory: MemoryKind = "gru"
-    """gru: a recurrent cell remembers what was seen; mean: an average."""
+    """gru: a recurrent cell remembers what was seen; mean: an average; slots, of frames: each at its moment's place."""
+    reader_hidden: int = 64
+    """Width of the memory; of slots, that of each."""
+    reader_dropout: float = 0.0
+    """Share of features, and of the memory, that is left out in training the reader."""
     reader_looks: int = 3
     """Crops of each image in training the reader; of clips every moment is read."""
     reader_epochs: int = 10
     """Passes over the train part in which the reader is trained."""
     reader_versions: int = 0
-    """With --moments, above 0: the network sees so many versions of each clip, once, and the reader is trained on what
-    it made of these; many passes then cost little."""
+    """With --moments, above 0: the network sees so many versions of each clip, once, the first as it is and the others
+    varied, and the reader is trained on what it made of these; many passes then cost little."""
     recurrent: CellKind | None = None
     """Train a recurrent network for time-skip, of this kind of cell, on the frozen network when it is finished; it
     reads clips frame by frame, or with --backbone words texts word by word, in reader_epochs passes. With --init the
@@ -264,6 +269,8 @@ class PretrainConfig(Recipe):
             **({"moments": self.moments, "preview": self.preview} if self.moments else sizes),
             versions=self.reader_versions,
             memory=self.reader_memory,
+            hidden=self.reader_hidden,
+            dropout=self.reader_dropout,
             looks=self.reader_looks,
             epochs=self.reader_epochs,
             batch_size=self.batch_size,
@@ -287,7 +294,7 @@ class PretrainConfig(Recipe):
         absent = {name for name in _NEWER if not content[name]}
         absent = absent - {"exit_weights"} if self.exits else absent | {*_OF_TRAINED_EXITS}
         absent |= set() if self.has_reader else {*READER_FIELDS}
-        absent |= set() if self.reader_versions else {"reader_versions"}
+        absent |= {name for name, usual in _NEWER_OF_READERS.items() if content[name] == usual}
         return {key: value for key, value in content.items() if key not in absent}
 
     def command(self) -> str:

@@ -8,16 +8,20 @@ from torch import nn
 
 from ..agents.policy import RandomPolicy
 from ..backbones import Backbone, make_backbone
+from ..backbones.reader import Reader
 from ..data import Augment, ImageData, Part
 from ..envs.build import choose_augment, find_task
 from ..envs.choice import Hard
 from ..envs.engine import Engine
+from ..envs.look_task import LookTask
 from ..envs.rewards import make_reward
 from ..envs.state import State
 from ..envs.task import Task, task_class
 from .race import Timer
 
 CLASSES = 10
+FRAMES = 16
+"""Of a clip, where the task takes clips."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,8 +63,9 @@ class Ground:
     def data(self, images: int = 2048) -> ImageData:
         """Return noise as a data set; each part has so many images."""
         generator = torch.Generator().manual_seed(self.seed)
-        pixels = torch.randint(256, (images, *self.shape), dtype=torch.uint8, generator=generator)
-        part = Part(pixels, torch.arange(images) % CLASSES)
+        size = (images // FRAMES, FRAMES) if task_class(self.task).takes_clips else (images,)
+        pixels = torch.randint(256, (*size, *self.shape), dtype=torch.uint8, generator=generator)
+        part = Part(pixels, torch.arange(len(pixels)) % CLASSES)
         few = Part(part.images[:64], part.labels[:64])
         names, scale = tuple(map(str, range(CLASSES))), (0.5,) * self.shape[0]
         return ImageData(
@@ -81,14 +86,19 @@ class Ground:
         """Return the task around a network with random weights.
 
         Raises:
-            ValueError: If it cannot be built, or takes clips.
+            ValueError: If it cannot be built, or reads texts.
         """
         kind = task_class(self.task)
-        if kind.takes_clips:
-            raise ValueError(f"task: expected one of single images, got {self.task}, which takes clips. Take another.")
+        if kind.takes_words:
+            raise ValueError(
+                f"task: expected one of images or clips, got {self.task}, which reads texts. Take another."
+            )
         torch.manual_seed(self.seed)
         name = kind.architecture(self.backbone)
         backbone = make_backbone(name, num_classes=CLASSES, input_shape=self.shape)
+        if issubclass(kind, LookTask):
+            sizes = kind.reader_sizes(backbone, **self.task_options)
+            backbone = backbone.with_reader(Reader(backbone.blocks[-1].out_shape[0], CLASSES, **sizes))
         return find_task(self.task, backbone, data, **self.task_options)
 
     def engine(self, task: Task, data: ImageData, num_envs: int | None = None, choose: type[Hard] = Hard) -> Engine:

@@ -9,10 +9,9 @@ import torch
 
 from ..data import ImageData, Part
 from ..envs.engine import Engine
+from ..envs.recorded import Record, Recorded, tickets
 from ..envs.sb3_env import SkipSB3Env
-from ..envs.tabulated import Tabulated, tickets
 from ..envs.task import Task
-from ..envs.tree import explore
 from .environments import episode
 from .ground import Ground
 from .race import TIMERS, Runner, Spread, race
@@ -35,18 +34,13 @@ class TableSize:
             raise ValueError(f"table: expected images, copies and envs of at least 1, got {self}.")
 
 
-def table_of(ground: Ground, task: Task, data: ImageData, size: TableSize) -> tuple[Tabulated, ImageData]:
-    """Return a task that looks up its outcomes in memory, and its data, tickets to them.
-
-    Raises:
-        ValueError: If the task has too many ways through.
-    """
+def table_of(record: Record, data: ImageData, size: TableSize) -> tuple[Recorded, ImageData]:
+    """Return a task that looks up its table in memory, and its data, tickets to that."""
     images = data.policy.images[: size.images]
-    seen = explore(task, images)
-    rows = seen.flat().repeat(size.copies, 1)
+    rows = record.rows(images).repeat(size.copies, 1)
     source = torch.arange(len(images)).repeat(size.copies)
     part = Part(tickets(torch.arange(len(rows))), data.policy.labels[source])
-    table = Tabulated(task, seen.tree, rows, images, source)
+    table = record.open(rows, images, source)
     return table, replace(data, train=part, policy=part, val=part, test=part, varied=True)
 
 
@@ -58,7 +52,8 @@ def pace_of_table(
     Raises:
         ValueError: If the task has too many ways through.
     """
-    table, tabled = table_of(ground, task, data, size)
+    record = task.record()
+    table, tabled = table_of(record, data, size)
     runners: dict[str, Runner] = {}
     for count in size.envs:
         actions = ground.actions(table, count)
@@ -66,9 +61,9 @@ def pace_of_table(
         runners[f"stable-baselines3, {count} slots"] = episode(SkipSB3Env(ground.engine(table, tabled, count)), actions)
     run = race(runners, ground.rounds, told, timer=TIMERS[ground.timer])
     return {
-        "bytes": 4 * len(table.source) * table.observations.width,
+        "bytes": 4 * len(table.source) * record.width,
         "rows": len(table.source),
-        "ways": table.tree.leaves,
+        "kept": record.describe(),
         "per_second": {name: asdict(Spread.of(rates)) for name, rates in run.rates.items()},
     }
 

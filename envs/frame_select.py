@@ -1,7 +1,6 @@
 """When to look: a preview of a clip in tiny frames, then frames of it in full, until enough was seen."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -9,10 +8,8 @@ from torch import Tensor
 from ..backbones.backbone import Backbone
 from ..backbones.moments import check_clips, frame_macs, prepare_frames, preview, time_code
 from ..backbones.reader_training import pooled
-from ..data import ImageData
 from ..data.clips import at_moments, evenly
 from .look_task import LookTask
-from .state import State
 from .task import Box, register_task
 
 
@@ -54,7 +51,7 @@ class FrameSelect(LookTask):
         moments: Frames that are offered, at most 32: the reader's; where one is trained, by default 8.
         preview: Likewise, side of each in the preview, in pixels; by default 4.
         looks: Frames looked at, at most.
-        memory: The reader's: `gru` or `mean`.
+        memory: The reader's: `gru`, `mean` or `slots`.
     Version history:
         v0: first.
     """
@@ -89,15 +86,8 @@ class FrameSelect(LookTask):
         )
 
     @classmethod
-    def furnish(cls, backbone: Backbone, data: ImageData, **options: Any) -> Backbone:
-        """Return a backbone with a reader: its own, or for embedded data one trained on first use."""
-        if backbone.reader is not None:
-            return backbone
-        from ..backbones.embedded import pretrained_reader
-
-        asked = {name: options.get(name) for name in ("moments", "preview", "memory")}
-        shape = {"moments": 8, "preview": 4} | {name: value for name, value in asked.items() if value is not None}
-        return pretrained_reader(backbone, data, **shape)
+    def usual_reader(cls, backbone: Backbone) -> dict[str, int]:
+        return {"moments": 8, "preview": 4}
 
     @property
     def full_macs(self) -> int:
@@ -159,10 +149,10 @@ class FrameSelect(LookTask):
         """Return the offered frames side by side, uint8. Shape (N, T, C, H, W) to (N, C, H, moments x W)."""
         return torch.cat(at_moments(images, self.moments).unbind(1), 3)
 
-    def begin(self, inputs: Tensor) -> State:
-        """Preview the clip, and answer from that."""
+    def first(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
+        """Preview the clip."""
         tiny = preview(inputs, self.reader.preview)
-        return self.start(inputs, tiny, tiny)
+        return self.reader.first_sight(tiny), tiny
 
     def cut(self, index: int, source: Tensor) -> tuple[Tensor, Tensor]:
         """Take a frame out of clips."""

@@ -11,11 +11,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..backbones.backbone import Backbone
-from ..backbones.reader import PLACE, TIME, Reader, check_asked
+from ..backbones.reader import PLACE, SHAPES, TIME, Reader, check_asked
 from ..backbones.reader_training import crop_features
+from ..data import ImageData
 from .choice import Choice
 from .exit_task import SIGNS, signs
 from .outcomes import looking_paths
+from .recorded import Record
 from .state import State
 from .task import Task
 
@@ -23,24 +25,118 @@ FLAGS = {"crops": "--glance … --patch …", "frames": "--moments … --preview
 """How a reader of each kind is asked for where it is trained."""
 
 
-class LookTask(Task):
-    """Before each look: answer now, or look at one of several pieces, which the backbone's reader remembers.
+class Looking(Task):
+    """Before each look: answer now, or look at one of several pieces, which a reader remembers.
 
-    A subclass says which kind of reader it wants, calls `set_looks`, says what an option cuts out of an input (`cut`),
-    and begins with `start`. Under mixtures the network sees a mixture of pieces.
+    The episode, whether pieces run through the network or were encoded before: a subclass says what a look makes of
+    rows of memory and logits (`glimpse`).
 
     Attributes:
-        kind: Of the reader: `crops` or `frames`.
-        most_paths: Up to so many ways through are all listed.
         look_macs: Cost of one look, in MACs of one input.
+        reader: Remembers, and answers.
     """
 
     has_exits = True
     alike = True
     reaches_full = False
+    look_macs: int
+
+    @property
+    @abstractmethod
+    def reader(self) -> Reader: ...
+
+    def set_decisions(self, looks: int, *, options: int, source: int, shown: int) -> None:
+        """Take what a decision is, and from this what a row holds and what the policy sees.
+
+        Args:
+            looks: At most.
+            options: Pieces to choose among.
+            source: Numbers of what pieces are cut out of.
+            shown: How many numbers of `start`'s `shown` the policy sees.
+        """
+        self.horizon, self.decisions = looks, (1 + options,)
+        self.row_sizes = [source, self.reader.memory_size, self.backbone.num_classes]
+        self.observation_shape = (SIGNS + self.reader.shown_size + options + shown,)
+
+    @abstractmethod
+    def glimpse(self, state: State, choice: Choice, onward: Choice) -> Tensor:
+        """Return rows after the look that each row chose. Shape (N, *), as `State.features`.
+
+        Args:
+            state: Before it.
+            choice: Among answering now and the pieces.
+            onward: Whether it is any of the pieces.
+        """
+
+    def start(self, source: Tensor, sight: Tensor, shown: Tensor, **memory: Tensor) -> State:
+        """Return the state before the first look.
+
+        Args:
+            source: What pieces are cut out of. Shape (N, *source).
+            sight: What the reader remembers first, and answers from. Shape (N, sight_size).
+            shown: What the policy sees of it. Shape (N, shown).
+            memory: What else rows carry along.
+        """
+        seen = self.reader.remember(None, sight)
+        logits = self.reader.answer(seen)
+        return State.start(
+            torch.cat([source.flatten(1), seen, logits], 1),
+            macs=self.least_macs,
+            votes=torch.zeros_like(logits),
+            looked=logits.new_zeros((len(source), self.decisions[0] - 1)),
+            shown=shown,
+            **memory,
+        )
+
+    def answer_now(self, state: State) -> Tensor:
+        """Return the logits of the last look."""
+        return self.parts(state.features)[2]
+
+    def observe(self, state: State) -> Tensor:
+        """Return what the answer looks like, what is remembered, where was looked, and what was shown at first."""
+        _, memory, logits = self.parts(state.features)
+        seen = signs(logits, state.memory["votes"], state.position)
+        memory = self.reader.shown(memory, logits)
+        return torch.cat([seen, memory, state.memory["looked"], state.memory["shown"]], 1)
+
+    def step(self, state: State, choice: Choice) -> State:
+        """Let rows leave with the answer that they have, and look where the others choose."""
+        before, onward = self.answer_now(state), choice.binary()
+        taken = torch.stack([choice.weight(option) for option in range(1, self.decisions[0])], 1)
+        state = state.advance(
+            self.glimpse(state, choice, onward),
+            macs=onward.cost([0, self.look_macs]),
+            votes=state.memory["votes"] + F.one_hot(before.argmax(1), before.shape[1]),
+            looked=state.memory["looked"] + taken,
+        )
+        state = state.finish(before, when=choice.weight(0))
+        return state if state.position < self.horizon else state.finish(self.answer_now(state))
+
+    def parts(self, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return what pieces are cut out of as flat rows, the reader's memory, and logits."""
+        source, memory, logits = rows.split(self.row_sizes, 1)
+        return source, memory, logits
+
+    def remembered(self, rows: Tensor, sight: Tensor) -> Tensor:
+        """Return rows after one more sight. Shapes (N, *), (N, sight_size) to (N, *)."""
+        source, memory, _ = self.parts(rows)
+        memory = self.reader.remember(memory, sight)
+        return torch.cat([source, memory, self.reader.answer(memory)], 1)
+
+
+class LookTask(Looking):
+    """Looks through the frozen network, at pieces of an input.
+
+    A subclass says which kind of reader it wants, calls `set_looks`, says what is there at first (`first`) and what an
+    option cuts out of an input (`cut`). Under mixtures the network sees a mixture of pieces.
+
+    Attributes:
+        kind: Of the reader: `crops` or `frames`.
+        most_paths: Up to so many ways through are all listed.
+    """
+
     kind: str
     most_paths: int
-    look_macs: int
 
     def set_looks(
         self,
@@ -63,12 +159,14 @@ class LookTask(Task):
             shown: How many numbers of `start`'s `shown` the policy sees.
         """
         reader = self.reader
-        self.horizon, self.decisions = looks, (1 + options,)
+        self.set_decisions(looks, options=options, source=prod(source), shown=shown)
         self.least_macs, self.look_macs = macs[0] + reader.glance_macs, macs[1] + reader.look_macs
         self.source_shape, self.piece_shape = tuple(source), tuple(piece)
-        self.row_sizes = [prod(source), reader.memory_size, self.backbone.num_classes]
         self.view_sizes = [1, TIME if reader.kind == "frames" else PLACE, prod(piece), sum(self.row_sizes)]
-        self.observation_shape = (SIGNS + reader.memory_size + options + shown,)
+
+    @abstractmethod
+    def first(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
+        """Return what the reader remembers at first (N, sight_size), and what the policy is shown of it (N, shown)."""
 
     @abstractmethod
     def cut(self, index: int, source: Tensor) -> tuple[Tensor, Tensor]:
@@ -102,6 +200,26 @@ class LookTask(Task):
         check_asked(reader, asked, f"the reader of {backbone.name}")
         return reader
 
+    @classmethod
+    @abstractmethod
+    def usual_reader(cls, backbone: Backbone) -> dict[str, int]:
+        """Return the sizes of the reader that is trained where a user asks for none."""
+
+    @classmethod
+    def reader_sizes(cls, backbone: Backbone, **options: Any) -> dict[str, Any]:
+        """Return the sizes of the reader that is trained for these options of the task."""
+        asked = {name: options.get(name) for name in (*SHAPES[cls.kind], "memory")}
+        return cls.usual_reader(backbone) | {name: value for name, value in asked.items() if value is not None}
+
+    @classmethod
+    def furnish(cls, backbone: Backbone, data: ImageData, **options: Any) -> Backbone:
+        """Return a backbone with a reader: its own, or for embedded data one trained on first use."""
+        if backbone.reader is not None:
+            return backbone
+        from ..backbones.embedded import pretrained_reader
+
+        return pretrained_reader(backbone, data, **cls.reader_sizes(backbone, **options))
+
     @property
     def most_macs(self) -> int:
         return self.least_macs + self.horizon * self.look_macs
@@ -121,58 +239,35 @@ class LookTask(Task):
     def pieces(self) -> list[str]:
         return [f"look {index}" for index in range(1, self.horizon + 1)]
 
-    def start(self, source: Tensor, features: Tensor, shown: Tensor) -> State:
-        """Return the state before the first look.
+    def begin(self, inputs: Tensor) -> State:
+        """See what is there at first, and answer from that."""
+        return self.start(inputs, *self.first(inputs))
 
-        Args:
-            source: What pieces are cut out of. Shape (N, *source).
-            features: From which the reader answers first, see `Reader.begin`.
-            shown: What the policy sees of it. Shape (N, shown).
+    def encode(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return all that looks can ever show of images, and nothing of their pixels.
+
+        Returns:
+            What the reader remembers at first (N, sight_size), what the policy is shown of it (N, shown), and what is
+            there to remember of each piece (N, pieces, sight_size).
         """
-        memory = self.reader.begin(features)
-        logits = self.reader.answer(memory)
-        return State.start(
-            torch.cat([source.flatten(1), memory, logits], 1),
-            macs=self.least_macs,
-            votes=torch.zeros_like(logits),
-            looked=logits.new_zeros((len(source), self.decisions[0] - 1)),
-            shown=shown,
-        )
+        inputs = self.prepare(images)
+        pieces = [self._sight(*self.cut(index, inputs)) for index in range(self.decisions[0] - 1)]
+        return *self.first(inputs), torch.stack(pieces, 1)
 
-    def answer_now(self, state: State) -> Tensor:
-        """Return the logits of the last look."""
-        return self._parts(state.features)[2]
+    def record(self) -> Record:
+        """Return what a table keeps: each piece as the reader remembers it, however many ways through there are."""
+        from .encoded import Sights
 
-    def observe(self, state: State) -> Tensor:
-        """Return what the answer looks like, what is remembered, where was looked, and what was shown at first."""
-        _, memory, logits = self._parts(state.features)
-        seen = signs(logits, state.memory["votes"], state.position)
-        return torch.cat([seen, memory, state.memory["looked"], state.memory["shown"]], 1)
+        return Sights(self)
 
-    def step(self, state: State, choice: Choice) -> State:
-        """Let rows leave with the answer that they have, and look where the others choose."""
-        before, count = self.answer_now(state), self.decisions[0] - 1
-        taken = torch.stack([choice.weight(option) for option in range(1, count + 1)], 1)
-        branches = [self._leave, *(partial(self._cut, index) for index in range(count))]
-        onward = choice.binary()
-        x = onward.only(1, self._look, choice.among(branches, state.features), (sum(self.row_sizes),))
-        state = state.advance(
-            x,
-            macs=onward.cost([0, self.look_macs]),
-            votes=state.memory["votes"] + F.one_hot(before.argmax(1), before.shape[1]),
-            looked=state.memory["looked"] + taken,
-        )
-        state = state.finish(before, when=choice.weight(0))
-        return state if state.position < self.horizon else state.finish(self.answer_now(state))
-
-    def _parts(self, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return what pieces are cut out of as flat rows, the reader's memory, and logits."""
-        source, memory, logits = rows.split(self.row_sizes, 1)
-        return source, memory, logits
+    def glimpse(self, state: State, choice: Choice, onward: Choice) -> Tensor:
+        """Cut out what each row chose, and run that through the network."""
+        branches = [self._leave, *(partial(self._cut, index) for index in range(self.decisions[0] - 1))]
+        return onward.only(1, self._look, choice.among(branches, state.features), (sum(self.row_sizes),))
 
     def _cut(self, index: int, rows: Tensor) -> Tensor:
         """Return rows of `[1 | code | piece | state]`; under mixtures the first is the share that goes on."""
-        code, piece = self.cut(index, self._parts(rows)[0].view(-1, *self.source_shape))
+        code, piece = self.cut(index, self.parts(rows)[0].view(-1, *self.source_shape))
         return torch.cat([code.new_ones((len(rows), 1)), code, piece.flatten(1), rows], 1)
 
     def _leave(self, rows: Tensor) -> Tensor:
@@ -183,7 +278,8 @@ class LookTask(Task):
         """Encode what was cut out, remember it and answer."""
         share, code, piece, state = rows.split(self.view_sizes, 1)
         share = share.clamp(min=1e-6)  # the piece of those who go on is not dimmed by those who do not
-        source, memory, _ = self._parts(state)
-        features = crop_features(self.backbone, (piece / share).view(-1, *self.piece_shape))
-        memory = self.reader.read(memory, features, code / share)
-        return torch.cat([source, memory, self.reader.answer(memory)], 1)
+        return self.remembered(state, self._sight(code / share, piece / share))
+
+    def _sight(self, code: Tensor, piece: Tensor) -> Tensor:
+        """Return what there is to remember of pieces. Shapes (N, code), (N, scales x C x h x w) to (N, sight_size)."""
+        return self.reader.sight(crop_features(self.backbone, piece.view(-1, *self.piece_shape)), code)

@@ -1,17 +1,15 @@
 """Where to look: a glance at the whole image scaled down, then crops of it in full, until enough was seen."""
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from torch import Tensor
 
 from ..backbones.backbone import Backbone
 from ..backbones.glimpses import crop, encode, glance, place_code
 from ..backbones.reader_training import check_sides
-from ..data import ImageData
 from .look_task import LookTask
 from .pooling import pool
-from .state import State
 from .task import Box, register_task
 
 
@@ -106,16 +104,9 @@ class PatchCrop(LookTask):
             )
 
     @classmethod
-    def furnish(cls, backbone: Backbone, data: ImageData, **options: Any) -> Backbone:
-        """Return a backbone with a reader: its own, or for embedded data one trained on first use."""
-        if backbone.reader is not None:
-            return backbone
-        from ..backbones.embedded import pretrained_reader
-
+    def usual_reader(cls, backbone: Backbone) -> dict[str, int]:
         half = max(1, min(backbone.input_shape[1:]) // 2)
-        asked = {name: options.get(name) for name in ("glance", "patch", "zooms", "scales", "memory")}
-        shape = {"glance": half, "patch": half} | {name: value for name, value in asked.items() if value is not None}
-        return pretrained_reader(backbone, data, **shape)
+        return {"glance": half, "patch": half}
 
     @property
     def onward(self) -> tuple[int, ...]:
@@ -139,11 +130,10 @@ class PatchCrop(LookTask):
         side = float(self.reader.patch * place.zoom * 2 ** (self.reader.scales - 1))
         return place.row - side / 2, place.column - side / 2, side, side
 
-    def begin(self, inputs: Tensor) -> State:
-        """Glance at the image, and answer from that."""
+    def first(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
+        """Glance at the image."""
         maps = encode(self.backbone, glance(inputs, self.reader.glance))
-        shown = pool(maps, maps.shape[1] * self.cells**2, self.cells)
-        return self.start(inputs, maps.mean((2, 3)), shown)
+        return self.reader.first_sight(maps.mean((2, 3))), pool(maps, maps.shape[1] * self.cells**2, self.cells)
 
     def cut(self, index: int, source: Tensor) -> tuple[Tensor, Tensor]:
         """Cut a crop out of images."""

@@ -1,4 +1,4 @@
-"""Outcome tables as files: made once for a backbone, a task and images, then shared by every run that asks for them."""
+"""Tables as files: made once for a backbone, a task and images, then shared by every run that asks for them."""
 
 import hashlib
 import json
@@ -17,9 +17,8 @@ from tqdm import tqdm
 from ..data import Augment, ImageData, Part
 from ..data.cache import cache_dir
 from ..ids import env_id
-from .tabulated import Tabulated, tickets
+from .recorded import Record, Recorded, tickets
 from .task import Task
-from .tree import Seen, explore
 
 REVISION = 1  # of what a row holds; raise it when results may change
 BATCH = 256
@@ -66,14 +65,16 @@ class Rows:
 
 def tabulate(
     task: Task, data: ImageData, *, versions: int, augment: Augment, quiet: bool = False
-) -> tuple[Tabulated, ImageData]:
-    """Return a task that looks up its outcomes, and the data whose images are tickets to them.
+) -> tuple[Recorded, ImageData]:
+    """Return a task that looks up what a table holds, and the data whose images are tickets to it.
+
+    Of a task that looks at pieces the table holds these encoded, of others the outcome of every way through.
 
     The table lies in the cache under a name made of backbone, task and images. One that a killed process has left
     unfinished is gone on with; one of another size than it says is made anew.
 
     Args:
-        task: With few ways through.
+        task: With few ways through, or one that looks at pieces.
         data: Policy, validation and test parts are tabulated, for the task's backbone.
         versions: Of each of the policy's images, varied by `augment`; 1 where that changes nothing.
         augment: Of the policy's images.
@@ -83,12 +84,12 @@ def tabulate(
         ValueError: If the task has too many ways through, or there is no room.
     """
     rows = Rows.of(data, versions if augment else 1, augment)
-    probe = explore(task, task.blank())
-    file = TableFile(cache_dir() / "tables", _key(task, data, rows), probe, len(rows))
-    _say(quiet, f"outcome table: {file.describe(task)}")
+    record = task.record()
+    file = TableFile(cache_dir() / "tables", _key(task, data, rows), record, len(rows))
+    _say(quiet, f"table: {file.describe(task)}")
     with FileLock(file.path.with_suffix(".lock")):
-        file.fill(_batches(task, rows, file.begin(), quiet))
-    return Tabulated(task, probe.tree, file.open(), rows.images, rows.source), _ticketed(data, rows)
+        file.fill(_batches(record, rows, file.begin(), quiet))
+    return record.open(file.open(), rows.images, rows.source), _ticketed(data, rows)
 
 
 class TableFile:
@@ -97,13 +98,13 @@ class TableFile:
     Args:
         directory: Of all tables.
         key: Names this one.
-        probe: One image's row.
+        record: What a row holds.
         count: Rows.
     """
 
-    def __init__(self, directory: Path, key: str, probe: Seen, count: int):
+    def __init__(self, directory: Path, key: str, record: Record, count: int):
         self.path, self.page = directory / f"{key}.f32", directory / f"{key}.json"
-        self.tree, self.count, self.width = probe.tree, count, probe.flat().shape[1]
+        self.record, self.count, self.width = record, count, record.width
         directory.mkdir(parents=True, exist_ok=True)
 
     @property
@@ -114,8 +115,8 @@ class TableFile:
     def describe(self, task: Task) -> str:
         """Return what it will hold, and how large it is."""
         name = env_id(task.name) if task.name else type(task).__name__
-        ways = f"{self.count:,} images x {self.tree.leaves:,} ways through {name}"
-        return f"{ways}, {self.size / 1e6:,.1f} MB in {self.path}"
+        kept = f"{self.count:,} images x {self.record.describe()} of {name}"
+        return f"{kept}, {self.size / 1e6:,.1f} MB in {self.path}"
 
     def begin(self) -> int:
         """Return how many rows are done, and make room for the others.
@@ -137,15 +138,10 @@ class TableFile:
         self._tell(0)
         return 0
 
-    def fill(self, batches: Iterator[tuple[int, Seen]]) -> None:
+    def fill(self, batches: Iterator[tuple[int, Tensor]]) -> None:
         """Write rows as they come; each batch is told only when it is on the disk."""
         for start, seen in batches:
-            if seen.tree.as_json() != self.tree.as_json():
-                raise ValueError(
-                    "table: expected every image to have the same ways through at the same cost, got "
-                    f"others at row {start}. Run it live (--table 0)."
-                )
-            rows = seen.flat().cpu().numpy()
+            rows = seen.cpu().numpy()
             array = self._map("r+")
             array[start : start + len(rows)] = rows
             array.flush()
@@ -162,23 +158,24 @@ class TableFile:
         """Return how many rows the page says are done; None where there is none, or of another table."""
         try:
             content = json.loads(self.page.read_text(encoding="utf-8"))
-            return int(content["done"]) if content["tree"] == self.tree.as_json() else None
+            same = all(content[key] == value for key, value in self.record.page.items())
+            return int(content["done"]) if same else None
         except (OSError, ValueError, KeyError, TypeError):
             return None
 
     def _tell(self, done: int) -> None:
         part = self.page.with_suffix(".part")
-        content = {"rows": self.count, "width": self.width, "done": done, "tree": self.tree.as_json()}
+        content = {"rows": self.count, "width": self.width, "done": done, **self.record.page}
         part.write_text(json.dumps(content) + "\n", encoding="utf-8")
         os.replace(part, self.page)
 
 
-def _batches(task: Task, rows: Rows, start: int, quiet: bool) -> Iterator[tuple[int, Seen]]:
+def _batches(record: Record, rows: Rows, start: int, quiet: bool) -> Iterator[tuple[int, Tensor]]:
     bar = tqdm(desc="table", total=len(rows), initial=start, unit="image", leave=False, disable=True if quiet else None)
     with bar:
         for first in range(start, len(rows), BATCH):
             images = rows.batch(first)
-            yield first, explore(task, images)
+            yield first, record.rows(images)
             bar.update(len(images))
 
 

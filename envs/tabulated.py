@@ -1,22 +1,21 @@
 """A task that looks up what its images would show: every way through was computed once."""
 
-from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from .choice import Choice
+from .recorded import Column, Record, Recorded
 from .state import State
-from .task import Box, Task
-from .tree import Tree
+from .task import Task
+from .tree import Tree, explore
 
 
-class Tabulated(Task):
+class Tabulated(Recorded):
     """A task whose outcomes stand in a table, for the images that the table holds.
 
-    It takes tickets for images: the number of a table's row as 8 bytes, an image of 1 x 1 x 8. What it shows, answers
-    and charges is what the live task would, to the last bit that was computed; a controller that is saved with it is
-    the live task's.
+    What it shows, answers and charges is what the live task would, to the last bit that was computed.
 
     Actions can always be looked up. Mixtures of options can where of a decision's options at most one goes on (exits,
     a single decision), since then answers alone are mixed; elsewhere features would be, which no table holds.
@@ -30,12 +29,8 @@ class Tabulated(Task):
     """
 
     def __init__(self, live: Task, tree: Tree, rows: Tensor, images: Tensor, source: Tensor):
-        super().__init__(live.backbone)
-        self.live, self.tree, self.images, self.source = live, tree, images, source
-        self.name, self.options, self.has_exits = live.name, live.options, live.has_exits
-        self.horizon, self.decisions = live.horizon, live.decisions
-        self.observation_shape, self.least_macs = live.observation_shape, live.least_macs
-        self.alike, self.reaches_full = live.alike, live.reaches_full
+        super().__init__(live, images, source)
+        self.tree = tree
         shown = len(tree.positions) * torch.Size(live.observation_shape).numel()
         self.observations = Column(rows, 0, live.observation_shape)
         self.answers = Column(rows, shown, (live.backbone.num_classes,))
@@ -43,58 +38,6 @@ class Tabulated(Task):
         self.positions = tree.positions.to(self.device)
         self.ahead = tree.ahead()
         self.is_comb = tree.is_comb
-
-    @property
-    def underlying(self) -> Task:
-        return self.live
-
-    @property
-    def full_macs(self) -> int:
-        return self.live.full_macs
-
-    @property
-    def most_macs(self) -> int:
-        return self.live.most_macs
-
-    @property
-    def paths(self) -> list[tuple[int, ...]] | None:
-        return self.live.paths
-
-    @property
-    def pieces(self) -> list[str]:
-        return self.live.pieces
-
-    @property
-    def onward(self) -> tuple[int, ...]:
-        return self.live.onward
-
-    @property
-    def rules(self) -> Mapping[str, Sequence[tuple[int, ...]]]:
-        return self.live.rules
-
-    def region(self, piece: int, option: int) -> Box | None:
-        return self.live.region(piece, option)
-
-    def regions(self, actions: Sequence[int]) -> list[Box]:
-        return self.live.regions(actions)
-
-    def prepare(self, images: Tensor) -> Tensor:
-        """Return the row numbers that tickets name. Shape (N, 1, 1, 8) to (N,)."""
-        return images.contiguous().view(torch.int64).flatten()
-
-    def check_images(self, images: Tensor) -> None:
-        """Raise a ValueError unless these are tickets of this table."""
-        if images.dtype != torch.uint8 or images.shape[1:] != (1, 1, 8):
-            raise ValueError(
-                f"images: expected tickets of a table, uint8 of 1 x 1 x 8, got {images.dtype} of "
-                f"{' x '.join(map(str, images.shape[1:]))}. For other images load the controller that was saved."
-            )
-
-    def blank(self) -> Tensor:
-        return tickets(torch.zeros(1, dtype=torch.long))
-
-    def pictures(self, images: Tensor) -> Tensor:
-        return self.live.pictures(self.images[self.source[self.prepare(images).cpu()]])
 
     def untouched(self, images: Tensor) -> Tensor:
         rows = self.prepare(images)
@@ -178,29 +121,33 @@ class Tabulated(Task):
         return number
 
 
-class Column:
-    """Entries of one kind in the rows of a table.
+class Ways(Record):
+    """Of each image what it shows and is answered on every way through."""
 
-    Args:
-        rows: The table; may be a memory-mapped file. Shape (N, width), contiguous.
-        first: Where in a row the entries begin.
-        shape: Of one entry.
-    """
+    def __init__(self, task: Task):
+        self.task, probe = task, explore(task, task.blank())
+        self.tree, self.width = probe.tree, probe.flat().shape[1]
 
-    def __init__(self, rows: Tensor, first: int, shape: Sequence[int]):
-        self.first, self.shape, self.width = first, tuple(shape), rows.shape[1]
-        self.size = torch.Size(shape).numel()
-        # a window on every place at which an entry could begin: to select windows is several times as fast as to index
-        # rows and entries
-        self.windows = rows.as_strided((rows.numel() - self.size + 1, self.size), (1, 1))
+    @property
+    def page(self) -> dict[str, Any]:
+        return {"tree": self.tree.as_json()}
 
-    def look(self, rows: Tensor, places: Tensor) -> Tensor:
-        """Return the entry at a place of each of these rows, on their device. Shapes (N,), (N,) to (N, *shape)."""
-        begin = rows * self.width + places * self.size + self.first
-        found = self.windows.index_select(0, begin.cpu()).to(rows.device)
-        return found.unflatten(1, self.shape) if len(self.shape) > 1 else found
+    def describe(self) -> str:
+        return f"{self.tree.leaves:,} ways through"
 
+    def rows(self, images: Tensor) -> Tensor:
+        """Return what images show and are answered.
 
-def tickets(numbers: Tensor) -> Tensor:
-    """Return row numbers as images. Shape (N,), int64, to (N, 1, 1, 8), uint8."""
-    return numbers.contiguous().view(torch.uint8).view(-1, 1, 1, 8)
+        Raises:
+            ValueError: If they have other ways through than the blank one.
+        """
+        seen = explore(self.task, images)
+        if seen.tree.as_json() != self.tree.as_json():
+            raise ValueError(
+                f"table: expected every image to have the same ways through {self.task.name} at the same cost, got "
+                "others. Run it live (--table 0)."
+            )
+        return seen.flat()
+
+    def open(self, rows: Tensor, images: Tensor, source: Tensor) -> Tabulated:
+        return Tabulated(self.task, self.tree, rows, images, source)

@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import torch
 from gymnasium import spaces
@@ -14,6 +14,9 @@ from ..ids import PLUGINS, TASKS, register_env
 from ..registry import Registry, first_line
 from .choice import Choice
 from .state import State
+
+if TYPE_CHECKING:
+    from .recorded import Record
 
 Box = tuple[float, float, float, float]
 """Top, left, height and width of a piece of an image, in pixels."""
@@ -224,6 +227,16 @@ class Task(nn.Module, ABC):
     def untouched(self, images: Tensor) -> Tensor:
         """Return the logits of the untouched network, outside any decision. Shape (N, classes)."""
         return self.backbone(self.prepare(images))
+
+    def record(self) -> "Record":
+        """Return what a table keeps of this task's images: every way through, which must be few.
+
+        Raises:
+            ValueError: If they are too many.
+        """
+        from .tabulated import Ways
+
+        return Ways(self)
 
     def pictures(self, images: Tensor) -> Tensor:
         """Return images, or clips, as people are to see them, uint8. Shape (N, C, H, W)."""

@@ -15,7 +15,6 @@ from ..bench.environments import compare_environments
 from ..bench.ground import Ground
 from ..bench.learners import AGENTS, KINDS, spend
 from ..bench.tables import TableSize, pace_of_table
-from ..envs.tree import check_small
 from .figures import check_new, leave, origin
 
 What = Literal["environments", "learners", "table"]
@@ -36,7 +35,7 @@ class Config(Ground):
     """
 
     what: tuple[What, ...] = ("environments", "learners")
-    """What to measure; table: for tasks with few ways through."""
+    """What to measure; table: for tasks with few ways through, or that look at pieces."""
     single_envs: int = 64
     """Single environments in DummyVecEnv."""
     images: int = 2048
@@ -76,7 +75,7 @@ def measured(config: Config) -> dict[str, Any]:
     data = config.data()
     task = config.made(data)
     if "table" in config.what:
-        check_small(task)
+        task.record()
     kinds: dict[What, Callable[[Callable[[], object]], Any]] = {
         "environments": lambda told: compare_environments(
             config, task, data, single_envs=config.single_envs, told=told
@@ -124,7 +123,7 @@ def _learners(found: Mapping[str, Mapping[str, float]]) -> Table:
 
 
 def _table(found: Mapping[str, Any]) -> Table:
-    table = Table(title=f"from an outcome table of {found['rows']:,} rows, {found['bytes'] / 1e6:,.0f} MB")
+    table = Table(title=f"from a table of {found['rows']:,} rows, {found['kept']} each, {found['bytes'] / 1e6:,.0f} MB")
     for column in ("", "decisions per second"):
         table.add_column(column, justify="right" if column else "left")
     for name, rate in found["per_second"].items():

@@ -49,6 +49,7 @@ VOCABULARY = tuple("abcdefgh")
 READERS: dict = {
     "crops": {"glance": 4, "patch": 4, "zooms": 2, "scales": 2},
     "frames": {"moments": 4, "preview": 2},
+    "slots": {"moments": 4, "preview": 2, "memory": "slots"},
     "steps": {"steps": 6, "skim": 3},
 }
 

@@ -10,6 +10,7 @@ from skipgym.backbones.carried import carried_tensors, describe_carried, with_ca
 from skipgym.backbones.embedded import pretrained_reader
 from skipgym.backbones.exits import digest
 from skipgym.backbones.glimpses import crop, encode_macs, glance, place_code
+from skipgym.backbones.moments import time_code
 from skipgym.backbones.pretrain import pretrain
 from skipgym.backbones.reader import Reader, reader_tensors
 from skipgym.backbones.reader_training import ReaderRecipe, random_centres, train_reader
@@ -25,6 +26,58 @@ def bare(randomise):
     backbone = make_backbone("resnet8-w4", num_classes=4, input_shape=(1, 8, 8), mean=(0.5,), std=(0.25,))
     randomise(backbone.network)
     return backbone
+
+
+class TestSlots:
+    """A memory in which each frame has its own place."""
+
+    @pytest.fixture
+    def reader(self):
+        torch.manual_seed(0)
+        return Reader(3, 4, moments=4, preview=1, memory="slots", hidden=5)
+
+    def read(self, reader, order, features):
+        memory = reader.begin(torch.zeros(2, 4))
+        for moment in order:
+            memory = reader.read(memory, features[:, moment], time_code(torch.full((2,), moment), 4))
+        return memory
+
+    def test_order_does_not_matter_but_the_moment_does(self, reader):
+        features = torch.randn(2, 4, 3)
+        forth, back = self.read(reader, [0, 3], features), self.read(reader, [3, 0], features)
+        torch.testing.assert_close(forth, back)
+        assert not torch.allclose(reader.answer(forth), reader.answer(self.read(reader, [0, 3], features.flip(1))))
+
+    def test_each_frame_is_kept_at_its_place_and_others_are_empty(self, reader):
+        features = torch.randn(2, 4, 3)
+        slots = self.read(reader, [2], features).unflatten(1, (5, 6))
+        own = reader.sight(features[:, 2], time_code(torch.full((2,), 2), 4))[:, -5:]
+        torch.testing.assert_close(slots[:, 2, :5], own)
+        assert slots[:, :, 5].tolist() == [[0, 0, 1, 0, 1]] * 2  # the preview is in the last
+        assert slots[:, [0, 1, 3]].abs().sum() == 0
+
+    def test_seen_twice_changes_nothing(self, reader):
+        features = torch.randn(2, 4, 3)
+        torch.testing.assert_close(self.read(reader, [1, 1, 1], features), self.read(reader, [1], features))
+
+    def test_policy_sees_the_answer(self, reader):
+        memory = self.read(reader, [1], torch.randn(2, 4, 3))
+        logits = reader.answer(memory)
+        torch.testing.assert_close(reader.shown(memory, logits), logits.softmax(1))
+
+    def test_dropout_is_for_training_alone(self):
+        reader = Reader(3, 4, moments=4, preview=1, memory="slots", hidden=5, dropout=0.5)
+        features = torch.randn(2, 4, 3)
+        torch.testing.assert_close(self.read(reader, [1], features), self.read(reader, [1], features))
+        assert "dropout" not in reader.config
+        reader.train()
+        assert not torch.allclose(
+            reader.answer(torch.ones(64, reader.memory_size)), reader.answer(torch.ones(64, reader.memory_size))
+        )
+
+    def test_crops_have_no_slots(self):
+        with pytest.raises(ValueError, match="expected gru or mean for crops, got slots"):
+            Reader(3, 4, glance=4, patch=4, memory="slots")
 
 
 class TestCrop:

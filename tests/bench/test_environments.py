@@ -107,7 +107,8 @@ def test_learners_time_is_told_by_kind_and_nothing_stays_watched(agent):
 
 def test_table_stands_in_memory_with_its_rows_repeated():
     ground = Ground(**SMALL)
-    table, data = table_of(ground, *made(ground), TableSize(images=4, copies=3))
+    task, data = made(ground)
+    table, data = table_of(task.record(), data, TableSize(images=4, copies=3))
     assert len(data.policy) == 12
     rows = table.prepare(data.policy.images)
     assert torch.equal(table.observe(table.begin(rows[:4])), table.observe(table.begin(rows[8:])))
@@ -116,8 +117,15 @@ def test_table_stands_in_memory_with_its_rows_repeated():
 def test_table_is_timed_for_every_number_of_slots():
     ground = Ground(**SMALL)
     found = pace_of_table(ground, *made(ground), TableSize(images=4, copies=2, envs=(3, 5)))
-    assert (found["rows"], found["ways"]) == (8, 8)
+    assert (found["rows"], found["kept"]) == (8, "8 ways through")
     assert [name for name in found["per_second"] if "engine" in name] == ["engine, 3 slots", "engine, 5 slots"]
+    assert all(spread["median"] > 0 for spread in found["per_second"].values())
+
+
+def test_encoded_frames_are_timed_where_ways_through_are_too_many():
+    ground = Ground(**{**SMALL, "task": "frame-select", "task_options": {"looks": 6, "preview": 2}})
+    found = pace_of_table(ground, *made(ground), TableSize(images=4, copies=2, envs=(3,)))
+    assert (found["rows"], found["kept"]) == (8, "8 encoded pieces")
     assert all(spread["median"] > 0 for spread in found["per_second"].values())
 
 
@@ -136,6 +144,6 @@ def test_impossible_grounds_are_refused(change, message):
         Ground(**{**SMALL, **change})
 
 
-def test_task_of_clips_is_refused():
-    with pytest.raises(ValueError, match="expected one of single images, got frame-select"):
-        made(Ground(task="frame-select", **SMALL))
+def test_task_of_texts_is_refused():
+    with pytest.raises(ValueError, match="expected one of images or clips, got time-skip"):
+        made(Ground(task="time-skip", **SMALL))

@@ -10,10 +10,10 @@ from skipgym.agents.evaluate import measure
 from skipgym.data import Augment, ImageData, Part
 from skipgym.envs import Engine, Hard, make_reward, make_task
 from skipgym.envs.choice import Soft, one_hot
+from skipgym.envs.recorded import tickets
 from skipgym.envs.rollout import relax
 from skipgym.envs.table import PARTS, TableFile, tabulate
-from skipgym.envs.tabulated import tickets
-from skipgym.envs.tree import explore
+from skipgym.envs.tabulated import Tabulated, Ways
 
 from .conftest import follow
 
@@ -211,6 +211,7 @@ def test_reader_cannot_change_the_file(make_world, data, cache):
     task = make_world("cascade", "resnet8-w4").task
     table, _ = tabulate(task, data, versions=1, augment=Augment(), quiet=True)
     before = next(cache.glob("*.f32")).read_bytes()
+    assert isinstance(table, Tabulated)
     table.answers.windows[0].fill_(7)
     assert next(cache.glob("*.f32")).read_bytes() == before
 
@@ -228,13 +229,13 @@ def test_size_is_told_before_work_starts(make_world, data, capsys, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         tabulate(task, data, versions=1, augment=Augment())
     told = capsys.readouterr().out
-    assert "350 images x 3 ways through skipgym/EarlyExit-v0, 0.0 MB in" in told
+    assert "350 images x 3 ways through of skipgym/EarlyExit-v0, 0.0 MB in" in told
 
 
 def test_size_is_that_of_what_is_shown_and_answered(make_world, cache):
     task = make_world("early-exit", "resnet8-w4").task
-    probe = explore(task, task.blank())
-    assert TableFile(cache, "key", probe, 350).size == 350 * 4 * (2 * 4 + 3 * 4)  # 2 exits of 4 signs, 3 answers of 4
+    size = TableFile(cache, "key", Ways(task), 350).size
+    assert size == 350 * 4 * (2 * 4 + 3 * 4)  # 2 exits of 4 signs, 3 answers of 4 classes
 
 
 def test_no_room_is_told(make_world, data, monkeypatch):

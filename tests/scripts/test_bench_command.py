@@ -27,7 +27,7 @@ def test_all_figures_are_printed_and_kept_with_what_they_were_made_with(tmp_path
     ("words", "message"),
     [
         (["bench", "envs"], "Did you mean env"),
-        (["bench", "env", "--task", "frame-select"], "expected one of single images, got frame-select"),
+        (["bench", "env", "--task", "time-skip"], "expected one of images or clips, got time-skip"),
         (["bench", "env", "--what", "table", "--backbone", "resnet56"], "at most 4,096 ways through, got layer-skip"),
         (["bench", "env", "--out", "nowhere/b.json"], "expected a new file in a directory that exists"),
     ],
