@@ -171,7 +171,8 @@ class Engine:
         Returns:
             The state before the first decision, the labels (N,) and the prices (N,).
         """
-        self.reset()
+        self._clear()
+        self.cohorts = [self._deal(self.slots)]
         return self.cohorts[0], self.targets.clone(), self.price.clone()
 
     def total_macs(self, state: State) -> Tensor:

@@ -48,6 +48,12 @@ class Sight:
             stays = self.task.stays_in_view(state.position)
             self.known[state.rows] = choice.actions == 0 if stays else torch.zeros_like(state.rows, dtype=torch.bool)
 
+    def copy(self, rows: Tensor, others: Tensor) -> None:
+        """Know of other rows what is known of these: they have become the same. Each of shape (M,)."""
+        self.known[others] = self.known[rows]
+        if self.seen is not None:
+            self.seen[others] = self.seen[rows]
+
     def forget(self, rows: Tensor) -> None:
         """Look anew at rows that have become others."""
         self.known[rows] = False

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from skipgym.agents.policy import Decider, StaticPolicy
-from skipgym.agents.reinforce import ReinforceOptions, _forced, bounded, episode_reward
+from skipgym.agents.reinforce import ReinforceOptions, _forced, episode_reward
+from skipgym.agents.twins import bounded
 from skipgym.envs import make_reward, make_task, rollout
 
 
