@@ -10,7 +10,6 @@ from torch import Tensor
 from ..envs.gains import right_probability
 from ..envs.rewards import Outcome, Reward, Spent
 from ..envs.rollout import Run
-from ..envs.state import State
 from ..envs.tally import Tally
 from ..envs.task import Task
 from .learner import Learner, Setting, read_options, register_agent
@@ -23,9 +22,9 @@ class ReinforceOptions:
     """What REINFORCE can be told."""
 
     learning_rate: float = 1e-3
-    """Of Adam."""
-    batch_size: int = 64
-    """Images in a step, at most; each is run twice."""
+    """Of Adam, for up to 64 images in a step; in proportion for more."""
+    batch_size: int = 256
+    """Images in a step, at most; each is run twice. Fewer are little work for each operation."""
     entropy: float = 0.01
     """Weight of the entropy; BlockDrop's release uses 0.1 with rewards down to -5."""
     bound: float = 0.8
@@ -44,18 +43,22 @@ class ReinforceOptions:
 
 
 def episode_reward(
-    reward: Reward, run: Run, labels: Tensor, price: Tensor, task: Task, policy_macs: int, start: State | None = None
+    reward: Reward,
+    run: Run,
+    labels: Tensor,
+    price: Tensor,
+    task: Task,
+    policy_macs: int,
+    before: Tensor | None = None,
 ) -> Tensor:
     """Return what whole episodes earn: the rewards are additive, so the steps are paid in one. Shape (N,).
 
-    `start` is the state before the first decision, for rewards that pay for a gain over it.
+    `before` is the probability of the right class before the first decision, for rewards that pay for a gain over it.
     """
     pieces, kept = len(task.pieces), run.kept.float()
     decided = run.decided(task.horizon)
     compute = ((run.macs + decided * policy_macs) / task.full_macs).float()
-    gain = None
-    if reward.gain_over and start is not None:
-        gain = right_probability(run.logits, labels) - right_probability(task.answer_now(start), labels)
+    gain = right_probability(run.logits, labels) - before if reward.gain_over and before is not None else None
     spent = Spent(kept, pieces, compute, price, pieces, gain)
     return reward.step(spent) + reward.end(Outcome(run.logits, labels, kept, price, pieces))
 
@@ -77,17 +80,16 @@ class Reinforce(Learner):
         policy = GatePolicy(gate)
         engine = setting.engine(policy_macs=policy.macs)
         gate.trunk.fit(setting.observations(engine))
-        optimizer = torch.optim.Adam(gate.parameters(), options.learning_rate)
+        optimizer = torch.optim.Adam(gate.parameters(), options.learning_rate * max(1, setting.num_envs / 64))
         generator = torch.Generator(device=setting.task.device).manual_seed(setting.seed)
-        monitor, price = setting.monitor, engine.high
+        task, monitor, price = setting.task, setting.monitor, engine.high
         while monitor.done_share < 1:
             state, labels, prices = engine.deal()
-            forced = _forced(setting.task, monitor.done_share, options.curriculum)
-            pair = follow_both(
-                setting.task, state, gate, prices, bound=options.bound, forced=forced, generator=generator
-            )
+            before = right_probability(task.answer_now(state), labels) if setting.reward.gain_over else None
+            forced = _forced(task, monitor.done_share, options.curriculum)
+            pair = follow_both(task, state, gate, prices, bound=options.bound, forced=forced, generator=generator)
             rewards = [
-                episode_reward(setting.reward, run, labels, prices, setting.task, policy.macs, state)
+                episode_reward(setting.reward, run, labels, prices, task, policy.macs, before)
                 for run in (pair.drawn, pair.greedy)
             ]
             log_prob, entropy = pair.draws.judged(gate, options.bound)
@@ -95,7 +97,7 @@ class Reinforce(Learner):
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-            tally = _tally(setting.task, pair, rewards[0], labels, policy.macs)
+            tally = _tally(task, pair, rewards[0], labels, policy.macs)
             monitor.record(tally, price=price, loss=loss.item(), entropy=entropy.mean().item(), forced=forced)
             if setting.lagrange:
                 price = setting.lagrange.update(tally.means()["compute"], monitor.done_share)

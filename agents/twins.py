@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from ..backbones.routing import room
 from ..envs.choice import Hard, cost_dtype
 from ..envs.rollout import Run, advance
 from ..envs.sight import Sight
@@ -99,26 +100,28 @@ class Twins:
         self.task, self.gate, self.bound, self.forced, self.generator = task, gate, bound, forced, generator
         self.count, self.price = len(price), price.repeat(2)
         self.onward = torch.tensor(task.onward, device=price.device)
+        self.free = torch.arange(len(task.pieces), device=price.device) >= forced
         self.sight = Sight(task, 2 * self.count)
         self.actions = torch.full((2 * self.count, len(task.pieces)), -1, device=price.device)
         self.parted = torch.zeros(self.count, dtype=torch.bool, device=price.device)
         self.shared = torch.zeros_like(price, dtype=cost_dtype(price.device))
         self.kept: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
+        self.room: Tensor | None = None
 
     def decide(self, state: State) -> State:
         """Decide for a cohort, and return it with the rows added that part from their twins here."""
         parts = len(self.task.decisions)
         here = slice(state.position * parts, (state.position + 1) * parts)
-        free = torch.arange(here.start, here.stop, device=self.onward.device) >= self.forced
         if here.stop <= self.forced:
             self.actions[state.rows, here] = self.onward[here]
             return state
-        seen, price = self.sight.look(state), self.price[state.rows]
+        seen, price, free = self.sight.look(state), self.price[state.rows], self.free[here]
         logits, _ = self.gate.at(state.position, seen, price)
         check_logits(logits)
-        best = torch.where(free, greedy(logits, self.gate.decisions, alike=self.gate.alike), self.onward[here])
         mine = (state.rows < self.count).nonzero()[:, 0]
-        drawn = torch.where(free, self._draw(logits[mine]), self.onward[here])
+        best, drawn = greedy(logits, self.gate.decisions, alike=self.gate.alike), self._draw(logits[mine])
+        if here.start < self.forced:
+            best, drawn = (torch.where(free, taken, self.onward[here]) for taken in (best, drawn))
         rows = state.rows[mine]
         observations = self.gate.layout.join(seen[mine], state.position, price[mine])
         self.kept.append((observations, rows, drawn, free.expand_as(drawn)))
@@ -170,8 +173,17 @@ class Twins:
         self.parted[old.rows], self.shared[old.rows] = True, old.macs
         self.actions[new.rows] = self.actions[old.rows]
         self.sight.copy(old.rows, new.rows)
-        (joined,) = merge([state, new])
-        return joined
+        return self._join(state, new)
+
+    def _join(self, state: State, new: State) -> State:
+        """Return both as one cohort. Features get room for all twins to come: those that stay are copied once."""
+        count, both, features = len(state), len(state) + len(new), state.features
+        if self.room is None or self.room.data_ptr() != features.data_ptr():
+            self.room = room(features, 2 * self.count)
+            self.room[:count] = features
+        self.room[count:both] = new.features
+        (joined,) = merge([replace(one, features=one.rows) for one in (state, new)])
+        return replace(joined, features=self.room[:both])
 
 
 @torch.no_grad()
@@ -182,7 +194,7 @@ def follow_both(
 
     Args:
         task: What is decided.
-        start: Its features stay as they are.
+        start: Its features may be overwritten.
         gate: Decides; it remembers nothing from one decision to the next.
         price: Shown to it. Shape (N,).
         bound: See `bounded`.
@@ -190,9 +202,8 @@ def follow_both(
         generator: Of the draws.
     """
     twins = Twins(task, gate, price, bound=bound, forced=forced, generator=generator)
-    cohorts, answered, spare = [start], [], False
+    cohorts, answered = [start], []
     while cohorts:
-        cohorts = [twins.decide(state) for state in cohorts]
-        cohorts, done = advance(task, cohorts, twins.choice, spare=spare)
-        answered, spare = answered + done, True
+        cohorts, done = advance(task, [twins.decide(state) for state in cohorts], twins.choice, spare=True)
+        answered += done
     return twins.pair(answered)

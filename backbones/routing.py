@@ -47,12 +47,12 @@ def route(branches: Sequence[Branch], x: Tensor, chosen: Tensor, *, in_place: bo
         together = stretch(rows)
         if together is None:
             values = branch(take(x, rows))
-            out = _room(values, len(x)) if out is None else out
+            out = room(values, len(x)) if out is None else out
             out.index_copy_(0, rows, values)
             continue
         mine = x[together]
         values = _over(branch, mine) if out is x else branch(mine)
-        out = _room(values, len(x)) if out is None else out
+        out = room(values, len(x)) if out is None else out
         if values is not mine or out is not x:
             out[together] = values
     assert out is not None
@@ -121,7 +121,7 @@ def evenly(count: int, branches: int, device: torch.device) -> Tensor:
     return torch.randperm(count, device=device) % branches
 
 
-def _room(values: Tensor, count: int) -> Tensor:
+def room(values: Tensor, count: int) -> Tensor:
     """Return room for so many rows like these."""
     layout = torch.channels_last if values.dim() == 4 else torch.contiguous_format
     return torch.empty((count, *values.shape[1:]), dtype=values.dtype, device=values.device, memory_format=layout)

@@ -41,6 +41,16 @@ def test_whole_episodes_earn_what_their_steps_add_up_to(small_backbone, dark_or_
     torch.testing.assert_close(earned, torch.where(right > 0, torch.tensor(1 - (2 / 3) ** 2), torch.tensor(-5.0)))
 
 
+def test_gain_over_what_was_known_before_is_paid(small_backbone, dark_or_bright):
+    task = make_task("layer-skip", small_backbone)
+    images, labels, price = dark_or_bright.val.images[:8], dark_or_bright.val.labels[:8], torch.zeros(8)
+    run = rollout(task, task.prepare(images), Decider(task, StaticPolicy([1, 0, 1], 1), price))
+    before = torch.linspace(0, 0.7, 8)
+    earned = episode_reward(make_reward("confidence-gain"), run, labels, price, task, policy_macs=7, before=before)
+    after = run.logits.softmax(1)[torch.arange(8), labels]
+    torch.testing.assert_close(earned, after - before)
+
+
 @pytest.mark.parametrize("wrong", [{"bound": 0.5}, {"learning_rate": 0}, {"curriculum": 2}, {"entropy": -1}])
 def test_options_out_of_range_are_told(wrong):
     with pytest.raises(ValueError, match="reinforce: expected"):
