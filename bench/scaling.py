@@ -1,10 +1,10 @@
 """Time and memory of an environment as functions of its slots, its images and its network's blocks."""
 
 import multiprocessing
-import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, fields, replace
+from pathlib import Path
 from typing import Any
 
 from ..backbones.threads import threads
@@ -13,6 +13,9 @@ from ..memory import keep_memory
 from .environments import episode
 from .ground import Ground
 from .race import TIMERS, race
+
+STATUS, FORGET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+"""Linux's account of a process, and what makes it begin anew."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,8 +53,10 @@ def scale_up(
     Raises:
         OSError: If the system does not tell how much memory a process has used.
     """
-    if sys.platform == "win32":
-        raise OSError("bench: expected a system that tells a process's memory (Linux, macOS), got Windows.")
+    if not STATUS.exists():
+        raise OSError(
+            f"bench scaling: expected a system that tells a process's memory in {STATUS}, got none. Use Linux."
+        )
     plain, found = Ground(**{field.name: getattr(ground, field.name) for field in fields(Ground)}), []
     spawn = multiprocessing.get_context("spawn")
     for varied, one, count in _points(plain, scale, images):
@@ -70,9 +75,10 @@ def _points(ground: Ground, scale: Scale, images: int) -> Iterator[tuple[str, Gr
 
 def measured(ground: Ground, images: int) -> dict[str, Any]:
     """Return what one point costs, measured in this process."""
-    keep_memory()  # as our commands do
     task = ground.made(ground.data(64))
-    before = _most_memory()
+    keep_memory()  # as our commands do
+    before = _memory("VmRSS")
+    FORGET.write_text("5", encoding="utf-8")  # what it has held at most before
     with threads(ground.threads):
         data = ground.data(images)
         play = episode(SkipSB3Env(ground.engine(task, data)), ground.actions(task))
@@ -84,13 +90,11 @@ def measured(ground: Ground, images: int) -> dict[str, Any]:
         "blocks": len(task.backbone.blocks),
         "seconds": ground.num_envs * task.horizon / rate,
         "decisions_per_second": rate,
-        "bytes": _most_memory() - before,
+        "bytes": _memory("VmHWM") - before,
     }
 
 
-def _most_memory() -> int:
-    """Return the bytes of memory that this process has used at most so far."""
-    import resource
-
-    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return most if sys.platform == "darwin" else 1024 * most
+def _memory(what: str) -> int:
+    """Return the bytes of memory that this process holds (VmRSS), or has held at most (VmHWM)."""
+    lines = STATUS.read_text(encoding="utf-8").splitlines()
+    return next(1024 * int(line.split()[1]) for line in lines if line.startswith(what))
