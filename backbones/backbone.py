@@ -11,7 +11,7 @@ from .block import Block, residual_shortcut, sparing
 from .cost import count_macs
 from .cut import cut
 from .exits import Exit, OwnExit, check_places, digest, exit_tensors
-from .folding import fold
+from .folding import fold, overwrites
 from .reader import Reader, reader_tensors
 from .recurrent import Recurrent
 from .stepped import SteppedNet
@@ -157,10 +157,10 @@ class Backbone(nn.Module):
         """
         images = images.expand(-1, self.input_shape[0], -1, -1)
         scale = 255.0 if images.dtype == torch.uint8 else 1.0
-        x = images.to(torch.float32, memory_format=torch.channels_last)
+        x = images.to(torch.float32)
         mean = torch.tensor(self.mean, device=x.device).view(1, -1, 1, 1) * scale
         std = torch.tensor(self.std, device=x.device).view(1, -1, 1, 1) * scale
-        return (x - mean).div_(std)
+        return (x - mean).div_(std).contiguous(memory_format=torch.channels_last)  # pixels one by one would be slow
 
     def check_images(self, images: Tensor) -> None:
         """Raise a ValueError unless these are images that `prepare` and the network can take."""
@@ -302,6 +302,7 @@ class Backbone(nn.Module):
         clone.head = fold(clone.head, clone.blocks[-1].out_shape)
         for block in clone.blocks:
             block.body = fold(block.body, block.in_shape)
+            block.overwrites = overwrites(block.body)
             block.shortcut = block.shortcut and fold(block.shortcut, block.in_shape)
         for one in clone.exits:
             if isinstance(one, OwnExit):

@@ -17,7 +17,10 @@ class Block(nn.Module):
             earlier ones add.
         in_shape: Shape of one input row.
         out_shape: Shape of one output row.
+        overwrites: Whether `body` takes leave to write over its input, see `folding.fold`.
     """
+
+    overwrites: bool = False
 
     def __init__(self, name: str, body: nn.Module, shortcut: nn.Module | None, example: Tensor):
         super().__init__()
@@ -56,6 +59,10 @@ class Block(nn.Module):
     def run(self, x: Tensor) -> Tensor:
         """Execute the block. Shape (N, *in_shape) to (N, *out_shape)."""
         return self.body(x)
+
+    def overwrite(self, x: Tensor) -> Tensor:
+        """Execute the block on rows that nobody else needs; it may put its results over them, and return those."""
+        return self.body(x, overwrite=True) if self.overwrites else self.body(x)
 
     @property
     def bypass(self) -> Branch:

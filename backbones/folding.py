@@ -4,7 +4,7 @@ import copy
 import operator
 
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
 from torch.fx.experimental.optimization import fuse
 from torch.nn import functional as F
 
@@ -27,6 +27,7 @@ def fold(piece: nn.Module, in_shape: tuple[int, ...]) -> nn.Module:
     try:
         folded = fuse(piece)
         _reuse(folded)
+        _spare_input(folded)
     except Exception:  # whatever tracing somebody's code raises; folding only saves time
         return original
     parameter = next(piece.parameters(), torch.empty(0))
@@ -35,6 +36,43 @@ def fold(piece: nn.Module, in_shape: tuple[int, ...]) -> nn.Module:
         expected, got = original(x), folded(x)
     close = (got - expected).abs().max() <= 1e-3 * expected.abs().max()  # a shared convolution is folded wrongly
     return folded if close else original
+
+
+def overwrites(piece: nn.Module) -> bool:
+    """Return whether a folded piece takes an argument `overwrite`: leave to put its result over its input."""
+    return isinstance(piece, fx.GraphModule) and any(node.target is add_over for node in piece.graph.nodes)
+
+
+def add_over(fresh: Tensor, x: Tensor, overwrite: bool) -> Tensor:
+    """Return the sum, written over `x` where there is leave to, else over `fresh`."""
+    return x.add_(fresh) if overwrite else fresh.add_(x)
+
+
+def _spare_input(folded: nn.Module) -> None:
+    """Give a residual block whose input is last needed in its sum an argument `overwrite`, by default off.
+
+    Rows of a batch then stay where they are.
+    """
+    if not isinstance(folded, fx.GraphModule):
+        return
+    nodes = list(folded.graph.nodes)
+    inputs = [node for node in nodes if node.op == "placeholder"]
+    same = {
+        node: node.args[0]
+        for node in nodes
+        if node.op == "call_module" and isinstance(folded.get_submodule(str(node.target)), nn.Identity)
+    }
+    sums = [node for node in nodes if node.target is operator.iadd and same.get(node.args[1], node.args[1]) in inputs]
+    if len(inputs) != 1 or len(sums) != 1:
+        return
+    (x,), (total,) = inputs, sums
+    later = nodes[nodes.index(total) + 1 :]
+    if any(same.get(used, used) is x for node in later for used in node.all_input_nodes):
+        return
+    with folded.graph.inserting_after(x):
+        leave = folded.graph.placeholder("overwrite", default_value=False)
+    total.target, total.args = add_over, (*total.args, leave)
+    folded.recompile()
 
 
 def _reuse(folded: nn.Module) -> None:

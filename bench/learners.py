@@ -10,6 +10,7 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from ..agents.gate import Gate
 from ..agents.monitor import Monitor
 from ..agents.training import TrainConfig, train
+from ..agents.twins import Draws
 from ..data import ImageData
 from ..envs.engine import Engine
 from ..envs.sb3_env import SkipSB3Env
@@ -27,7 +28,7 @@ KINDS = {
     "other": "everything else",
 }
 """What time is spent on. Validation is left out: how much of it there is, is the user's."""
-_VALIDATION = "validation"
+_VALIDATION, _UPDATE = "validation", "update"
 
 
 AGENTS = ("ppo", "reinforce")
@@ -44,7 +45,7 @@ def spend(ground: Ground, task: Task, data: ImageData, *, agent: str, images: in
         agent: One of `AGENTS`.
         images: To train on.
     """
-    clock = Clock(whole=[_VALIDATION], timer=TIMERS[ground.timer])
+    clock = Clock(whole=[_VALIDATION, _UPDATE], timer=TIMERS[ground.timer])
     config = TrainConfig(task=ground.task, agent=agent, images=images, num_envs=ground.num_envs, seed=ground.seed)
     with _watched(clock, task), clock.count("other"):
         train(config, task, data, quiet=True)
@@ -59,11 +60,12 @@ def _watched(clock: Clock, task: Task) -> Iterator[None]:
         (Engine, ["reset", "step", "deal"], "environment"),
         (type(task), ["begin", "observe", "step"], "environment"),
         (SkipSB3Env, ["reset", "step_wait"], "copying"),
-        (Gate, ["forward"], "policy"),
+        (Gate, ["at"], "policy"),
+        (Draws, ["judged"], _UPDATE),
         (ActorCriticPolicy, ["forward", "predict_values"], "policy"),
-        (PPO, ["train"], "update"),
-        (torch.Tensor, ["backward"], "update"),
-        (torch.optim.Adam, ["step", "zero_grad"], "update"),
+        (PPO, ["train"], _UPDATE),
+        (torch.Tensor, ["backward"], _UPDATE),
+        (torch.optim.Adam, ["step", "zero_grad"], _UPDATE),
     ]
     with ExitStack() as stack:
         stack.enter_context(clock.watch_modules(networks(task), "backbone"))

@@ -228,7 +228,8 @@ def fingerprint(parts: Mapping[str, Part], class_names: tuple[str, ...]) -> str:
     for name in PART_NAMES:
         part = parts[name]
         digest.update(f"{name} {tuple(part.images.shape)}".encode())
-        digest.update(part.images.contiguous().numpy().data)
+        for rows in part.images.split(1024):  # all those of a mapped file would not all fit into memory
+            digest.update(rows.contiguous().numpy().data)
         digest.update(part.labels.contiguous().numpy().data)
     return digest.hexdigest()[:16]
 

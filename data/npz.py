@@ -1,5 +1,6 @@
 """Arrays in MedMNIST layout."""
 
+import struct
 import zipfile
 import zlib
 from collections.abc import Mapping, Sequence
@@ -8,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.lib.npyio import NpzFile
 from numpy.typing import NDArray
 
 from .clips import padded
@@ -15,6 +17,10 @@ from .images import Part
 from .splits import Source
 
 Array = NDArray[Any]
+LARGE = 256 << 20
+"""Bytes from which on an array is memory-mapped."""
+
+_HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 _REQUIRED = ("train_images", "train_labels", "test_images", "test_labels")
 _GIVEN = ("train", "policy", "val", "test")
 _APART = {part: (f"{part}_images", f"{part}_labels") for part in ("policy", "val")}
@@ -29,6 +35,9 @@ def load_npz(path: Path) -> Source:
     labels have shape (N,) or (N, 1), integers from 0. Where clips differ in length, `train_lengths` and so on say how
     many frames of each are real, from 1 to T; whatever stands after these is not looked at. `class_names` is an array
     of strings. Nothing is unpickled.
+
+    Arrays of 256 MiB and more that are not compressed (`numpy.savez`) are memory-mapped: there may be more pixels than
+    memory holds, where they are uint8 and all four parts are given, so that none has to be cut from another.
 
     Args:
         path: The file.
@@ -61,9 +70,27 @@ def _read(path: Path) -> dict[str, Array]:
         raise ValueError(f"{path} is damaged: expected arrays, got: {error}. Remedy: download it again.") from error
 
 
-def _member(path: Path, file: Mapping[str, Array], key: str) -> Array:
+def _mapped(path: Path, file: NpzFile, key: str) -> Array | None:
+    """Return a large array as a memory map that never writes to the file; None where it is small or compressed."""
+    archive = file.zip
+    assert archive is not None
+    entry = archive.getinfo(f"{key}.npy")
+    if entry.compress_type != zipfile.ZIP_STORED or entry.file_size < LARGE:
+        return None
+    with path.open("rb") as raw:
+        raw.seek(entry.header_offset + 26)  # where a local header says how long its name and extra field are
+        raw.seek(sum(struct.unpack("<HH", raw.read(4))), 1)
+        read_header = _HEADERS.get(np.lib.format.read_magic(raw))
+        if read_header is None:
+            return None
+        shape, by_columns, dtype = read_header(raw)
+        return None if by_columns or dtype.hasobject else np.memmap(path, dtype, "c", raw.tell(), shape)
+
+
+def _member(path: Path, file: NpzFile, key: str) -> Array:
     try:
-        array = file[key]
+        mapped = _mapped(path, file, key)
+        array = file[key] if mapped is None else mapped
     except ValueError as error:  # NumPy refuses object arrays this way
         remedy = "numpy.array(names, dtype=str)" if key == "class_names" else "one plain array of numbers"
         raise ValueError(
@@ -94,7 +121,8 @@ def _part(path: Path, part: str, arrays: Mapping[str, Array]) -> Part:
             f"images, got {len(labels)}."
         )
     channels_first = images[:, None] if images.ndim == 3 else np.moveaxis(images, -1, -3)
-    pixels = torch.from_numpy(np.ascontiguousarray(channels_first))
+    mapped = isinstance(images, np.memmap)  # stays so, in the file's own order
+    pixels = torch.from_numpy(channels_first if mapped else np.ascontiguousarray(channels_first))
     if f"{part}_lengths" in arrays:
         lengths = _lengths(f"{part}_lengths in {path}", arrays[f"{part}_lengths"], pixels.shape)
         pixels = padded(pixels, torch.from_numpy(lengths))

@@ -66,7 +66,7 @@ class BlockDrop(Task):
         x, macs = state.features, torch.zeros_like(state.macs)
         for index, block in enumerate(self.backbone.blocks):
             part = choice.part(index)
-            x = part.among([block.bypass, block.run], x)
+            x = part.among([block.bypass, block], x)
             macs = macs + part.cost([block.bypass_macs, block.macs])
         state = state.advance(x, macs=macs)
         return state.finish(self.backbone.head(x), macs=self.backbone.head_macs)

@@ -86,6 +86,17 @@ class Choice(ABC):
         """Return the same choice, with leave to overwrite the rows that it is given; itself where it would not."""
         return self
 
+    def astray(self) -> tuple[Tensor, Tensor] | None:
+        """Return pairs of rows that would only have to change places for all that choose option 0 to lie together.
+
+        None where that brings nothing. Each of shape (M,).
+        """
+        return None
+
+    def select(self, rows: Tensor) -> "Choice":
+        """Return the choices of some rows, in this order. Shape (M,)."""
+        raise NotImplementedError(f"{type(self).__name__} chooses for all rows together.")
+
     def cost(self, costs: Sequence[float]) -> Tensor:
         """Return what was chosen costs, given what each option costs. Shape (N,)."""
         weights = torch.stack([self.weight(option) for option in range(len(costs))], 1)
@@ -142,6 +153,23 @@ class Hard(Choice):
     def in_place(self) -> "Hard":
         """Return the same actions; rows that a branch leaves `unchanged` then stay where they are."""
         return type(self)(self.actions, overwrites=True)
+
+    def astray(self) -> tuple[Tensor, Tensor] | None:
+        """Return as few pairs as can be: those of option 0 come to lie in front, or behind the others."""
+        if self.actions.dim() != 1 or not self.gathers:
+            return None
+        left_out = self.actions == 0
+        count = int(left_out.count_nonzero())
+        if count in (0, len(left_out)):
+            return None
+        ways = [(left_out, count), (~left_out, len(left_out) - count)]
+        pairs = [((~front[:size]).nonzero()[:, 0], size + front[size:].nonzero()[:, 0]) for front, size in ways]
+        first, second = min(pairs, key=lambda pair: len(pair[0]))
+        return (first, second) if len(first) else None
+
+    def select(self, rows: Tensor) -> "Hard":
+        """Return the actions of some rows."""
+        return type(self)(self.actions[rows], overwrites=self.overwrites)
 
     def cost(self, costs: Sequence[float]) -> Tensor:
         """Return the cost of the chosen option. Shape (N,)."""

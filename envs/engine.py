@@ -17,6 +17,7 @@ from .gains import Gains
 from .observation import Layout
 from .rewards import Outcome, Reward, Spent
 from .rollout import advance
+from .sight import Sight
 from .state import State, merge
 from .tally import Tally
 from .task import Task
@@ -138,7 +139,9 @@ class Engine:
         def decide(state: State) -> Hard:
             chosen = actions[state.rows]
             self.tally.count(state.position * parts, chosen)
-            return self.choose(chosen)
+            choice = self.choose(chosen)
+            self.sight.decided(state, choice)
+            return choice
 
         base = self._gain_base()
         self.cohorts, answered = advance(self.task, self.cohorts, decide, spare=True)
@@ -157,7 +160,7 @@ class Engine:
                 kept[state.rows] = outcome.kept
                 self._count(state, outcome)
             if deal:
-                fresh = self._deal(torch.cat([state.rows for state in answered]))
+                fresh = self._deal(torch.cat([state.rows for state in answered]).sort().values)
                 self.cohorts = merge([fresh, *self.cohorts])
         return Transition(self._observe(), reward, done.bool(), correct, macs, kept)
 
@@ -168,7 +171,8 @@ class Engine:
         Returns:
             The state before the first decision, the labels (N,) and the prices (N,).
         """
-        self.reset()
+        self._clear()
+        self.cohorts = [self._deal(self.slots)]
         return self.cohorts[0], self.targets.clone(), self.price.clone()
 
     def total_macs(self, state: State) -> Tensor:
@@ -179,6 +183,7 @@ class Engine:
         """Leave every slot without an episode."""
         count, device = self.num_envs, self.task.device
         self.cohorts: list[State] = []
+        self.sight = Sight(self.task, count)
         self.slots = torch.arange(count, device=device)
         self.targets, self.indices, self.decided = (
             torch.zeros(count, dtype=torch.long, device=device) for _ in range(3)
@@ -191,8 +196,9 @@ class Engine:
         draws = self._draw(slots.cpu().numpy())
         uniforms = torch.as_tensor(draws, dtype=torch.float32, device=self.task.device)
         index = torch.as_tensor((draws[:, 0] * len(self.images)).astype(np.int64), device=self.task.device)
-        images = self.augment.apply(self.images[index], uniforms[:, 2:])
+        images = self.augment.apply(self.images.index_select(0, index), uniforms[:, 2:])
         self.indices[slots], self.targets[slots] = index, self.labels[index]
+        self.sight.forget(slots)
         self.price[slots] = self._prices(uniforms[:, 1])
         for tally in (self.kept, self.returns, self.decided, self.charged):
             tally[slots] = 0
@@ -252,7 +258,7 @@ class Engine:
 
     def _observe(self) -> Tensor:
         seen = [
-            self.layout.join(self.task.observe(state), state.position, self.price[state.rows]) for state in self.cohorts
+            self.layout.join(self.sight.look(state), state.position, self.price[state.rows]) for state in self.cohorts
         ]
         if len(seen) == 1 and torch.equal(self.cohorts[0].rows, self.slots):
             return seen[0] if self.layout.extras else seen[0].clone()  # not to be written over with the state

@@ -3,6 +3,7 @@
 from torch import Tensor
 
 from ..backbones.backbone import Backbone
+from ..backbones.routing import unchanged
 from .branch_task import BranchTask
 from .choice import Choice
 from .task import register_task
@@ -42,7 +43,10 @@ class LayerSkip(BranchTask):
     def pieces(self) -> list[str]:
         return [block.name for block in self.backbone.blocks]
 
+    def stays_in_view(self, position: int) -> bool:
+        return self.backbone.blocks[position].bypass is unchanged
+
     def run(self, index: int, choice: Choice, x: Tensor) -> tuple[Tensor, Tensor]:
         """Execute the next block or take its shortcut."""
         block = self.backbone.blocks[index]
-        return choice.among([block.bypass, block.run], x), choice.cost([block.bypass_macs, block.macs])
+        return choice.among([block.bypass, block], x), choice.cost([block.bypass_macs, block.macs])

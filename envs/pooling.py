@@ -14,8 +14,15 @@ def pooled_size(shape: Sequence[int], grid: int = 1) -> int:
 
 def pool(x: Tensor, width: int, grid: int = 1) -> Tensor:
     """Average feature maps (N, C, H, W) to (N, C·grid²), take the first of tokens (N, T, D); padded to `width`."""
-    if x.dim() == 3:
-        pooled = x[:, 0]
-    else:
-        pooled = torch.flatten(x.mean((2, 3)) if grid == 1 else F.adaptive_avg_pool2d(x, grid), 1)
+    pooled = x[:, 0] if x.dim() == 3 else _averaged(x, grid)
     return F.pad(pooled, (0, width - pooled.shape[1]))
+
+
+def _averaged(x: Tensor, grid: int) -> Tensor:
+    """Average feature maps over each cell of a raster. Shape (N, C, H, W) to (N, C·grid²)."""
+    if grid > 1:
+        return F.adaptive_avg_pool2d(x, grid).flatten(1)
+    if torch.compiler.is_exporting() or x.is_contiguous():
+        return x.mean((2, 3))
+    places = x.permute(0, 2, 3, 1).flatten(1, 2)  # of channels_last a view, whose sum goes straight through memory
+    return places.sum(1) / places.shape[1]

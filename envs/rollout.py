@@ -9,11 +9,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..backbones.routing import flat_rows
 from .choice import Choice, Hard
 from .state import State, merge
 from .task import Task
 
 Decide = Callable[[State], Choice]
+
+WORTH_MOVING = 4 << 10
+"""Bytes of a row's features from which on rows that choose alike are put next to each other."""
 
 
 @dataclass(frozen=True)
@@ -57,10 +61,29 @@ def advance(
     moved: list[State] = []
     for state in cohorts:
         choice = decide(state)
-        after = task.step(state, choice.in_place() if spare and task.spares_features else choice)
+        if spare and task.spares_features:
+            state, choice = _tidied(task, state, choice.in_place())
+        after = task.step(state, choice)
         moved.extend(after if isinstance(after, list) else [after])
     parted = [state.split_done() for state in moved]
     return merge(alive for alive, _ in parted), [done for _, done in parted if len(done)]
+
+
+def _tidied(task: Task, state: State, choice: Choice) -> tuple[State, Choice]:
+    """Put rows that choose alike next to each other: branches then run where the rows lie.
+
+    What moves is half of what gathering them and putting them back would. Where more than two branches could be taken,
+    or rows are too short for it to matter, everything is left as it is.
+    """
+    flat = flat_rows(state.features)
+    if tuple(task.decisions) != (2,) or flat is None or flat.shape[1] * flat.itemsize < WORTH_MOVING:
+        return state, choice
+    pairs = choice.astray()
+    if pairs is None:
+        return state, choice
+    order = torch.arange(len(state), device=state.rows.device)
+    order[torch.cat(pairs)] = torch.cat(pairs[::-1])
+    return state.swapped(order, *pairs), choice.select(order)
 
 
 def rollout(task: Task, inputs: Tensor, decide: Decide) -> Run:

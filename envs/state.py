@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..backbones.routing import take
+from ..backbones.routing import swap, take
 from .choice import cost_dtype
 
 
@@ -81,6 +81,22 @@ class State:
         """Return some of the rows. `index` holds positions within this cohort, or a mask."""
         numbers = index.nonzero(as_tuple=True)[0] if index.dtype == torch.bool else index
         return self._each(lambda value: take(value, numbers))
+
+    def between(self, rows: slice) -> "State":
+        """Return rows that follow each other, as views."""
+        return self._each(lambda value: value[rows])
+
+    def swapped(self, order: Tensor, first: Tensor, second: Tensor) -> "State":
+        """Return the rows in another order; features are exchanged in their place.
+
+        Args:
+            order: What stands where afterwards. Shape (N,).
+            first: One row of each pair that changes places. Shape (M,).
+            second: The other. Shape (M,).
+        """
+        swap(self.features, first, second)
+        others = replace(self, features=self.rows)
+        return replace(others._each(lambda value: take(value, order)), features=self.features)
 
     def split_done(self) -> tuple["State", "State"]:
         """Return the rows that still decide, and those that have answered."""

@@ -158,6 +158,10 @@ class Task(nn.Module, ABC):
         """Return the numbers of the frames of a clip of so many that can be looked at; others need not be decoded."""
         return list(range(length))
 
+    def stays_in_view(self, position: int) -> bool:
+        """Return whether rows that choose option 0 at a position show at the next what they show there."""
+        return False
+
     def region(self, piece: int, option: int) -> Box | None:
         """Return what an option looks at, in pixels: top, left, height, width; None where it is no part of an image.
 

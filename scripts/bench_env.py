@@ -1,6 +1,6 @@
 """`skipgym bench env`: decisions per second, as ratios in one run, and where a learner's time goes."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -14,10 +14,11 @@ from ..backbones.threads import threads
 from ..bench.environments import compare_environments
 from ..bench.ground import Ground
 from ..bench.learners import AGENTS, KINDS, spend
+from ..bench.scaling import Scale, scale_up
 from ..bench.tables import TableSize, pace_of_table
 from .figures import check_new, leave, origin
 
-What = Literal["environments", "learners", "table"]
+What = Literal["environments", "learners", "table", "scaling"]
 NAMES = {
     "ours": "ours, batched",
     "limit": "limit: the same executions, bare",
@@ -35,13 +36,16 @@ class Config(Ground):
     """
 
     what: tuple[What, ...] = ("environments", "learners")
-    """What to measure; table: for tasks with few ways through, or that look at pieces."""
+    """What to measure; table: for tasks with few ways through, or that look at pieces; scaling: time and memory by
+    slots, images and blocks."""
     single_envs: int = 64
     """Single environments in DummyVecEnv."""
     images: int = 2048
     """Episodes that each learner trains for."""
     table: TableSize = field(default_factory=TableSize)
     """How large a table, and for how many."""
+    scale: Scale = field(default_factory=Scale)
+    """What is varied for the scaling."""
     out: Path | None = None
     """File for the figures (JSON); new."""
 
@@ -84,6 +88,7 @@ def measured(config: Config) -> dict[str, Any]:
             agent: spend(config, task, data, agent=agent, images=config.images) for agent in AGENTS
         },
         "table": lambda told: pace_of_table(config, task, data, config.table, told),
+        "scaling": lambda told: scale_up(config, config.scale, told=told),
     }
     with tqdm(desc="bench", unit="run", leave=False, disable=None) as bar:
         return {kind: kinds[kind](bar.update) for kind in config.what}
@@ -97,7 +102,7 @@ def show(found: Mapping[str, Any]) -> None:
     shape = " x ".join(map(str, config["shape"]))
     console.print(f"{config['task']}, {config['backbone']}, images of {shape}, {config['num_envs']} slots")
     console.print(f"{on['processor']}, {on['cores']} cores, threads: {on['threads']}, {config['timer']} time")
-    tables = {"environments": _environments, "learners": _learners, "table": _table}
+    tables = {"environments": _environments, "learners": _learners, "table": _table, "scaling": _scaling}
     for kind, table in tables.items():
         if kind in found:
             console.print(table(found[kind]))
@@ -128,6 +133,17 @@ def _table(found: Mapping[str, Any]) -> Table:
         table.add_column(column, justify="right" if column else "left")
     for name, rate in found["per_second"].items():
         table.add_row(name, _spread(rate, ",.0f"))
+    return table
+
+
+def _scaling(found: Sequence[Mapping[str, Any]]) -> Table:
+    table = Table(title="an episode of all slots: its time, and what data and environment take of memory")
+    for column in ("varied", "slots", "images", "blocks", "seconds", "decisions per second", "MB"):
+        table.add_column(column, justify="left" if column == "varied" else "right")
+    for point in found:
+        counts = [f"{point[name]:,}" for name in ("num_envs", "images", "blocks")]
+        pace = f"{point['seconds']:.3f}", f"{point['decisions_per_second']:,.0f}"
+        table.add_row(point["varied"], *counts, *pace, f"{point['bytes'] / 1e6:,.0f}")
     return table
 
 

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from skipgym.agents.policy import Decider, StaticPolicy
-from skipgym.agents.reinforce import ReinforceOptions, _forced, bounded, episode_reward
+from skipgym.agents.reinforce import ReinforceOptions, _forced, episode_reward
+from skipgym.agents.twins import bounded
 from skipgym.envs import make_reward, make_task, rollout
 
 
@@ -38,6 +39,16 @@ def test_whole_episodes_earn_what_their_steps_add_up_to(small_backbone, dark_or_
     torch.testing.assert_close(earned, right - 0.5 * macs / task.full_macs)
     earned = episode_reward(make_reward("block-drop"), run, labels, price, task, policy_macs=7)
     torch.testing.assert_close(earned, torch.where(right > 0, torch.tensor(1 - (2 / 3) ** 2), torch.tensor(-5.0)))
+
+
+def test_gain_over_what_was_known_before_is_paid(small_backbone, dark_or_bright):
+    task = make_task("layer-skip", small_backbone)
+    images, labels, price = dark_or_bright.val.images[:8], dark_or_bright.val.labels[:8], torch.zeros(8)
+    run = rollout(task, task.prepare(images), Decider(task, StaticPolicy([1, 0, 1], 1), price))
+    before = torch.linspace(0, 0.7, 8)
+    earned = episode_reward(make_reward("confidence-gain"), run, labels, price, task, policy_macs=7, before=before)
+    after = run.logits.softmax(1)[torch.arange(8), labels]
+    torch.testing.assert_close(earned, after - before)
 
 
 @pytest.mark.parametrize("wrong", [{"bound": 0.5}, {"learning_rate": 0}, {"curriculum": 2}, {"entropy": -1}])

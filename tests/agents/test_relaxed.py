@@ -7,9 +7,10 @@ import torch
 from torch.nn import functional as F
 
 from skipgym.agents.gate import Gate
-from skipgym.agents.reinforce import Sampler, bounded, episode_reward
+from skipgym.agents.reinforce import episode_reward
 from skipgym.agents.relaxed import Metered, _tally, attempt, sampled, soft, through
 from skipgym.agents.skipnet import reinforce_loss
+from skipgym.agents.twins import bounded, follow_both
 from skipgym.envs import Hard, Layout, Soft, State, Task, make_reward, make_task, one_hot
 from skipgym.envs.rollout import follow, relax
 from skipgym.envs.task import task_class
@@ -222,6 +223,9 @@ class TestSkipNetsReinforce:
                 torch.testing.assert_close(reinforce_loss(trial, mean=mean), expected)
 
 
+@pytest.mark.parametrize(
+    "task_and_gate", [case for case in CASES if not case[1]], ids=lambda case: case[0], indirect=True
+)
 @pytest.mark.parametrize("forced", [0, 1])
 def test_block_drops_reinforce_has_the_gradient_of_the_expected_reward(task_and_gate, forced, monkeypatch):
     """Under bounded probabilities, with any baseline, and with the first pieces forced to execute."""
@@ -236,13 +240,14 @@ def test_block_drops_reinforce_has_the_gradient_of_the_expected_reward(task_and_
         logs, run = walk(task, gate, given, plan, lambda p: bounded(p, 0.8))
         earned = episode_reward(reward, run, labels, price, task, gate.macs()).detach()
         expected = expected + logs[:, forced:].sum(1).exp() * earned
-        columns = iter(plan[:, forced:].unbind(1))
-        monkeypatch.setattr(torch, "multinomial", lambda *_, columns=columns, **__: next(columns)[:, None])
-        sampler = Sampler(task, gate, price, bound=0.8, forced=forced, generator=torch.Generator())
-        again = follow(task, start, sampler)
-        assert torch.equal(again.actions, plan)
-        advantage = episode_reward(reward, again, labels, price, task, gate.macs()).detach() - 0.37
-        estimated = estimated + sampler.log_prob.detach().exp() * advantage * sampler.log_prob
+        parts = len(task.decisions)
+        columns = iter(plan.unflatten(1, (-1, parts))[:, forced // parts :].flatten(2).unbind(1))
+        monkeypatch.setattr(torch, "multinomial", lambda *_, columns=columns, **__: next(columns).reshape(-1, 1))
+        pair = follow_both(task, start, gate, price, bound=0.8, forced=forced, generator=torch.Generator())
+        assert torch.equal(pair.drawn.actions, plan)
+        advantage = episode_reward(reward, pair.drawn, labels, price, task, gate.macs()).detach() - 0.37
+        log_prob, _ = pair.draws.judged(gate, 0.8)
+        estimated = estimated + log_prob.detach().exp() * advantage * log_prob
     exact = gradient(expected.mean(), gate)
     assert exact.norm() > 0.005
     torch.testing.assert_close(gradient(estimated.mean(), gate), exact, rtol=0, atol=1e-5)

@@ -4,7 +4,7 @@ from torch import fx, nn
 from torch.nn import functional as F
 
 from skipgym.backbones import make_backbone
-from skipgym.backbones.folding import fold
+from skipgym.backbones.folding import fold, overwrites
 from skipgym.backbones.routing import unchanged
 
 X = torch.rand((2, 4, 6, 6), generator=torch.Generator().manual_seed(0)) - 0.5
@@ -34,7 +34,18 @@ class Doubled(nn.Module):
         return y + y
 
 
-@pytest.mark.parametrize("kind", [Twice, Doubled])
+class Late(nn.Module):
+    """Adds its input, and needs it once more."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(4, 4, 3, padding=1)
+
+    def forward(self, x):
+        return (self.conv(x) + x) * x
+
+
+@pytest.mark.parametrize("kind", [Twice, Doubled, Late])
 def test_result_that_others_use_is_not_written_over(kind):
     torch.manual_seed(0)
     piece, x = kind().eval(), X.clone()
@@ -49,7 +60,7 @@ def test_residual_block_writes_over_its_own_results_only():
     assert isinstance(folded, fx.GraphModule)
     code = folded.code
     assert code.count("inplace = True") == 2
-    assert "conv2 += shortcut" in code
+    assert "add_over(conv2, shortcut, overwrite)" in code
     with torch.no_grad():
         assert torch.allclose(folded(x), block.body(x), atol=1e-5)
     assert torch.equal(x, X)
@@ -69,3 +80,27 @@ def test_identity_in_a_blocks_place_is_known_frozen_or_not():
     net = make_backbone("resnet8-w4", input_shape=(1, 8, 8))
     for backbone in (net, net.frozen()):
         assert [block.bypass is unchanged for block in backbone.blocks] == [True, False, False]
+
+
+def test_block_whose_input_is_last_needed_in_its_sum_may_write_over_it():
+    net = make_backbone("resnet8-w4", input_shape=(1, 8, 8)).frozen()
+    assert [block.overwrites for block in net.blocks] == [True, False, False]  # the others change the shape
+    x = torch.rand(3, 4, 8, 8).to(memory_format=torch.channels_last)
+    with torch.no_grad():
+        expected = net.blocks[0].run(x)
+        assert net.blocks[0].overwrite(x) is x
+    assert torch.equal(x, expected)
+
+
+def test_block_that_cannot_leaves_its_input():
+    net = make_backbone("resnet8-w4", input_shape=(1, 8, 8)).frozen()
+    x = torch.rand(3, 4, 8, 8)
+    before = x.clone()
+    with torch.no_grad():
+        assert torch.equal(net.blocks[1].overwrite(x), net.blocks[1].run(x))
+    assert torch.equal(x, before)
+
+
+@pytest.mark.parametrize("kind", [Twice, Late])
+def test_input_that_is_needed_later_is_never_written_over(kind):
+    assert not overwrites(fold(kind().eval(), (4, 6, 6)))

@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from skipgym.backbones import route
-from skipgym.backbones.routing import take, unchanged
+from skipgym.backbones.routing import flat_rows, swap, take, unchanged
 
 BRANCHES = [lambda x: 2 * x, lambda x: x**2 - 1, lambda x: x.flip(1)]
 
@@ -103,3 +103,53 @@ def test_gradients_pass_unchanged_rows():
     route([unchanged, lambda x: 3 * x], x, torch.tensor([0, 1])).sum().backward()
     assert x.grad is not None
     assert x.grad.tolist() == [[1.0], [3.0]]
+
+
+class Adding:
+    """Adds one; over its input where it has leave to."""
+
+    def __init__(self):
+        self.given = []
+
+    def __call__(self, x):
+        return x + 1
+
+    def overwrite(self, x):
+        self.given.append(x.data_ptr())
+        return x.add_(1)
+
+
+@pytest.mark.parametrize("actions", [[0, 0, 1, 1], [1, 0, 0, 0], [1, 1, 1, 1]])
+def test_rows_that_lie_together_are_run_where_they_lie(actions):
+    x, branch = torch.rand(4, 3, 5, 5).to(memory_format=torch.channels_last), Adding()
+    expected = x + torch.tensor(actions).view(-1, 1, 1, 1)
+    first = x[actions.index(1)].data_ptr()
+    assert route([unchanged, branch], x, torch.tensor(actions), in_place=True) is x
+    assert torch.equal(x, expected)
+    assert branch.given == [first]
+
+
+@pytest.mark.parametrize("actions", [[0, 0, 1, 1], [0, 1, 0, 1], [1, 1, 1, 1]])
+def test_without_leave_nothing_is_overwritten(actions):
+    x, branch = torch.rand(4, 3), Adding()
+    before = x.clone()
+    assert torch.equal(route([unchanged, branch], x, torch.tensor(actions)), x + torch.tensor(actions).view(-1, 1))
+    assert torch.equal(x, before)
+    assert branch.given == []
+
+
+@pytest.mark.parametrize("shape", [(6, 3), (6, 2, 3, 4), (6, 16, 32, 32)])  # the last are long rows
+@pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format])
+def test_swapped_rows_change_places_and_others_stay(shape, layout):
+    x = torch.rand(shape)
+    x = x.to(memory_format=layout) if len(shape) == 4 else x
+    expected = x[[5, 1, 4, 3, 2, 0]].clone()
+    swap(x, torch.tensor([0, 2]), torch.tensor([5, 4]))
+    assert torch.equal(x, expected)
+
+
+def test_rows_without_a_stretch_of_memory_of_their_own_are_told():
+    assert flat_rows(torch.rand(4, 3, 5, 5)[:, :, 1:]) is None
+    flat = flat_rows(torch.rand(4, 3, 5, 5).to(memory_format=torch.channels_last))
+    assert flat is not None
+    assert flat.shape == (4, 75)

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from skipgym.data import ImageData, load
+from skipgym.data import ImageData, load, npz
 from skipgym.data.clips import clip_lengths
 
 
@@ -135,6 +135,33 @@ def test_images_as_objects_are_not_unpickled(load_arrays, arrays):
     arrays["train_images"] = arrays["train_images"].astype(object)
     with pytest.raises(ValueError, match="train_images in .* would have to be unpickled"):
         load_arrays(arrays)
+
+
+@pytest.mark.parametrize("grey", [False, True])
+def test_large_arrays_are_mapped_and_give_the_same(load_arrays, arrays, tmp_path, monkeypatch, grey):
+    for part in ("policy", "val"):  # nothing has to be cut
+        arrays |= {f"{part}_images": arrays["test_images"][:6], f"{part}_labels": arrays["test_labels"][:6]}
+    if grey:
+        arrays |= {key: value[..., 0] for key, value in arrays.items() if key.endswith("_images")}
+    held, before = load_arrays(arrays), (tmp_path / "toy.npz").read_bytes()
+    mapped, mapping = [], npz._mapped
+    monkeypatch.setattr(npz, "LARGE", arrays["policy_images"].nbytes)
+    monkeypatch.setattr(npz, "_mapped", lambda *given: mapped.append(mapping(*given)) or mapped[-1])
+    data = load(str(tmp_path / "toy.npz"))
+    assert data.fingerprint == held.fingerprint
+    for one, other in ((data.train, held.train), (data.policy, held.policy), (data.test, held.test)):
+        assert torch.equal(one.images, other.images)
+        assert torch.equal(one.labels, other.labels)
+    starts = {array.ctypes.data for array in mapped if array is not None}
+    assert {part.images.data_ptr() for part in (data.train, data.policy, data.val, data.test)} <= starts
+    data.policy.images.zero_()
+    assert (tmp_path / "toy.npz").read_bytes() == before
+
+
+def test_compressed_arrays_are_read_whole(arrays, tmp_path, monkeypatch):
+    monkeypatch.setattr(npz, "LARGE", 0)
+    np.savez_compressed(tmp_path / "toy.npz", **arrays)
+    assert load(str(tmp_path / "toy.npz")).image_shape == (3, 6, 6)
 
 
 @pytest.mark.parametrize("kept", [0, 100, 3000, -1])

@@ -1,9 +1,11 @@
 import numpy as np
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from skipgym.envs import Layout, make_task
+from skipgym.envs.pooling import pool
 
 
 def test_vector_is_features_then_position_then_price():
@@ -50,3 +52,14 @@ def test_position_is_shown_where_there_are_several_decisions(tiny_backbone):
     assert Layout.of(skip, priced=True).space.shape == (8 + 3 + 1,)
     assert Layout.of(drop, priced=True).space.shape == (2, 8, 8)
     assert Layout.of(drop, priced=False).space.dtype == np.float32
+
+
+@pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format])
+@pytest.mark.parametrize("grid", [1, 2])
+def test_pooled_features_are_the_average_of_each_cell_in_any_layout(layout, grid):
+    x = torch.rand((3, 4, 6, 6), generator=torch.Generator().manual_seed(0)).to(memory_format=layout)
+    cells = x.reshape(3, 4, grid, 6 // grid, grid, 6 // grid).mean((3, 5)).flatten(1)
+    pooled = pool(x, 20, grid)
+    assert torch.allclose(pooled[:, : cells.shape[1]], cells, atol=1e-6)
+    assert pooled.shape == (3, 20)
+    assert not pooled[:, cells.shape[1] :].any()
