@@ -3,6 +3,7 @@
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 
 WAYS = ("single", "routed", "masked")
 """How a batch is executed: image by image; regrouped at every choice; every branch on all rows, then selected."""
+
+ONE = int(np.float32(1).view(np.uint32))
 
 
 @dataclass(frozen=True)
@@ -152,7 +155,11 @@ class Runtime:
         told = check_price(self.card, self.price if price is None else price)
         if images is not None:
             self._straight.learn(
-                [self._feed(image, told) for image in np.split(prepare(self.card, images), len(images))], straight
+                [
+                    {"image": image, "price": _row(told)}
+                    for image in np.split(prepare(self.card, images), len(images))
+                ],
+                straight,
             )
         generator = np.random.default_rng(0)
         noise = generator.integers(256, size=(rows, *self.card.input_shape), dtype=np.uint8)
@@ -197,12 +204,14 @@ class Runtime:
 
     def _batch(self, images: np.ndarray, price: float, way: str | None) -> list[np.ndarray]:
         """Answer for some rows, and note how long it took."""
-        rows = len(images)
-        taken = way or ("single" if rows == 1 else self._fastest.pick(rows))
-        began = time.perf_counter()
-        found = self._run(images, price, taken)
-        seconds = time.perf_counter() - began
-        if rows > 1:
+        rows, began = len(images), time.perf_counter()
+        if rows == 1 and way in (None, "single"):
+            found = self._one(images, price)
+            seconds = time.perf_counter() - began
+        else:
+            taken = way or self._fastest.pick(rows)
+            found = self._run(images, price, taken)
+            seconds = time.perf_counter() - began
             self._fastest.note(rows, taken, seconds)
         self._statistics.note(seconds, rows, float(found[2].sum()) / rows / self.card.full_macs)
         return found
@@ -211,21 +220,24 @@ class Runtime:
         """Return logits, actions, MACs and the policy's MACs, one row for each image."""
         rows = len(images)
         if way == "single" or self._program is None:
-            each = [self._one(self._feed(images[i : i + 1], price)) for i in range(rows)]
-            return _joined(each)
+            return _joined([self._one(images[i : i + 1], price) for i in range(rows)])
         values = {"image": images, "price": np.full(rows, price, np.float32)}
         found = self._program.run(values, rows, way == "masked")
         return [np.broadcast_to(one, (rows, *one.shape[1:])) for one in found]
 
-    def _feed(self, image: np.ndarray, price: float) -> dict[str, np.ndarray]:
-        return {"image": image, "price": np.array([price], np.float32)}
-
-    def _one(self, feed: dict[str, np.ndarray]) -> list[np.ndarray]:
+    def _one(self, image: np.ndarray, price: float) -> list[np.ndarray]:
         """Answer for one image, on its way's own session where there is one."""
+        feed = {"image": image, "price": _row(price)}
         return self._straight.run(feed) or call(self._whole, None, feed)
 
     def _session(self, model: "onnx.ModelProto") -> "ort.InferenceSession":
         return open_session(model.SerializeToString(), threads=self.threads)
+
+
+@lru_cache(maxsize=1000)
+def _row(price: float) -> np.ndarray:
+    """Return a price as one row."""
+    return np.array([price], np.float32)
 
 
 def _joined(parts: Sequence[list[np.ndarray]]) -> list[np.ndarray]:
@@ -256,6 +268,8 @@ def prepare(card: Card, images: np.ndarray) -> np.ndarray:
     Raises:
         ValueError: If shape, type or values do not fit.
     """
+    if _as_wanted(card, images):
+        return images
     images = np.asarray(images)
     shape, grey = card.input_shape, (1, *card.input_shape[1:])
     if images.ndim != 4 or images.shape[1:] not in (shape, grey) or not len(images):
@@ -274,3 +288,18 @@ def prepare(card: Card, images: np.ndarray) -> np.ndarray:
         images = images / np.float32(255)
     wanted = np.uint8 if card.input_type == "uint8" else np.float32
     return np.ascontiguousarray(np.broadcast_to(images, (len(images), *shape)), dtype=wanted)
+
+
+def _as_wanted(card: Card, images: np.ndarray) -> bool:
+    """Return whether images are surely what the file takes: a look that costs little.
+
+    As whole numbers floats in 0…1 are at most what 1 is; negative ones, infinities and NaN are larger.
+    """
+    return (
+        isinstance(images, np.ndarray)
+        and images.dtype == card.input_type
+        and images.shape[1:] == card.input_shape
+        and images.flags.c_contiguous
+        and images.size > 0
+        and (images.dtype == np.uint8 or int(images.view(np.uint32).max()) <= ONE)
+    )
