@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,8 +17,6 @@ from .table import Fastest, Latency, Statistics, price_within
 if TYPE_CHECKING:
     import onnx
     import onnxruntime as ort
-
-    from .program import Program
 
 WAYS = ("single", "routed", "masked")
 """How a batch is executed: image by image; regrouped at every choice; every branch on all rows, then selected."""
@@ -63,15 +62,15 @@ class Runtime:
 
     def __init__(self, model: "onnx.ModelProto", card: Card, *, threads: int = 1):
         from .blocked import with_blocks
-        from .program import Compiler
         from .straight import Straight
 
         self.card, self.threads = card, threads
         self.table: tuple[Latency, ...] = ()
         self._straight = Straight(model, lambda way: self._session(with_blocks(way)))
-        model = with_blocks(model)
-        self._whole = self._session(model)
-        self._program: Program | None = Compiler(model, self._session).compile() if card.batched else None
+        self._model = with_blocks(model)
+        self._whole = self._session(self._model)
+        self._batches: dict[str, ort.InferenceSession] = {}
+        self._making = Lock()
         self.ways = WAYS if card.batched else WAYS[:1]
         self._fastest, self._statistics = Fastest(self.ways), Statistics()
 
@@ -219,11 +218,19 @@ class Runtime:
     def _run(self, images: np.ndarray, price: float, way: str) -> list[np.ndarray]:
         """Return logits, actions, MACs and the policy's MACs, one row for each image."""
         rows = len(images)
-        if way == "single" or self._program is None:
+        if way == "single":
             return _joined([self._one(images[i : i + 1], price) for i in range(rows)])
-        values = {"image": images, "price": np.full(rows, price, np.float32)}
-        found = self._program.run(values, rows, way == "masked")
+        found = call(self._for_batches(way), None, {"image": images, "price": np.full(rows, price, np.float32)})
         return [np.broadcast_to(one, (rows, *one.shape[1:])) for one in found]
+
+    def _for_batches(self, way: str) -> "ort.InferenceSession":
+        """Return a session that takes any number of rows, made when the first batch comes: many a runtime sees none."""
+        from .regroup import for_batches
+
+        with self._making:
+            if way not in self._batches:
+                self._batches[way] = self._session(for_batches(self._model, masked=way == "masked"))
+            return self._batches[way]
 
     def _one(self, image: np.ndarray, price: float) -> list[np.ndarray]:
         """Answer for one image, on its way's own session where there is one."""

@@ -15,13 +15,28 @@ import onnxruntime as ort
 from onnx import GraphProto, NodeProto, helper
 
 from .flow import branches, needed, types, uses
-from .program import Piece, Values
+from .session import call
 from .tidy import tidied
 
 KEY = "actions"
 """The output that tells the way."""
 MakeSession = Callable[[onnx.ModelProto], ort.InferenceSession]
 Feed = Mapping[str, np.ndarray]
+Values = dict[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A straight piece of the graph, as a session of its own."""
+
+    session: ort.InferenceSession
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+
+    def run(self, values: Values) -> None:
+        """Add what the piece makes to the values."""
+        made = call(self.session, self.outputs, {name: values[name] for name in self.inputs})
+        values.update(zip(self.outputs, made, strict=True))
 
 
 @dataclass(frozen=True)
