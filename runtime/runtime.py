@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 WAYS = ("single", "routed", "masked")
 """How a batch is executed: image by image; regrouped at every choice; every branch on all rows, then selected."""
 
-ONE = int(np.float32(1).view(np.uint32))
+FLOAT32, UINT8, UINT32 = np.dtype(np.float32), np.dtype(np.uint8), np.dtype(np.uint32)
+ONE = np.float32(1).view(np.uint32)
 
 
 @dataclass(frozen=True)
@@ -119,8 +120,11 @@ class Runtime:
         if way is not None and way not in self.ways:
             raise ValueError(f"way: expected one of {', '.join(self.ways)}, got {way!r}.")
         ready = prepare(self.card, images)
-        parts = [self._batch(ready[i : i + batch_size], price, way) for i in range(0, len(ready), batch_size)]
-        logits, actions, macs, policy_macs = _joined(parts)
+        if len(ready) <= batch_size:
+            logits, actions, macs, policy_macs = self._batch(ready, price, way)
+        else:
+            batches = (ready[i : i + batch_size] for i in range(0, len(ready), batch_size))
+            logits, actions, macs, policy_macs = _joined([self._batch(batch, price, way) for batch in batches])
         return Decision(logits, macs, policy_macs, actions, macs / self.card.full_macs)
 
     def executed(self, decision: Decision) -> list[list[str]]:
@@ -206,13 +210,13 @@ class Runtime:
         rows, began = len(images), time.perf_counter()
         if rows == 1 and way in (None, "single"):
             found = self._one(images, price)
-            seconds = time.perf_counter() - began
-        else:
-            taken = way or self._fastest.pick(rows)
-            found = self._run(images, price, taken)
-            seconds = time.perf_counter() - began
-            self._fastest.note(rows, taken, seconds)
-        self._statistics.note(seconds, rows, float(found[2].sum()) / rows / self.card.full_macs)
+            self._statistics.note(time.perf_counter() - began, 1, found[2].item() / self.card.full_macs)
+            return found
+        taken = way or self._fastest.pick(rows)
+        found = self._run(images, price, taken)
+        seconds = time.perf_counter() - began
+        self._fastest.note(rows, taken, seconds)
+        self._statistics.note(seconds, rows, float(found[2].mean()) / self.card.full_macs)
         return found
 
     def _run(self, images: np.ndarray, price: float, way: str) -> list[np.ndarray]:
@@ -302,11 +306,13 @@ def _as_wanted(card: Card, images: np.ndarray) -> bool:
 
     As whole numbers floats in 0…1 are at most what 1 is; negative ones, infinities and NaN are larger.
     """
+    if type(images) is not np.ndarray or images.shape[1:] != card.input_shape or not images.flags.c_contiguous:
+        return False
+    if images.dtype is UINT8:
+        return card.input_type == "uint8" and len(images) > 0
     return (
-        isinstance(images, np.ndarray)
-        and images.dtype == card.input_type
-        and images.shape[1:] == card.input_shape
-        and images.flags.c_contiguous
-        and images.size > 0
-        and (images.dtype == np.uint8 or int(images.view(np.uint32).max()) <= ONE)
+        images.dtype is FLOAT32
+        and card.input_type == "float32"
+        and len(images) > 0
+        and np.maximum.reduce(images.view(UINT32), axis=None) <= ONE
     )

@@ -33,10 +33,10 @@ class Piece:
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
 
-    def run(self, values: Values) -> None:
-        """Add what the piece makes to the values."""
+    def run(self, values: Mapping[str, np.ndarray]) -> Values:
+        """Return the values that are known afterwards: those given and those made."""
         made = call(self.session, self.outputs, {name: values[name] for name in self.inputs})
-        values.update(zip(self.outputs, made, strict=True))
+        return {**values, **dict(zip(self.outputs, made, strict=True))}
 
 
 @dataclass(frozen=True)
@@ -108,8 +108,7 @@ class Straight:
         taken, ways = Counter[bytes](), dict[bytes, Values]()
         tell = self._piece(self.cut.before, [KEY, *self.cut.fixed, *self.cut.conditions])
         for feed in feeds:
-            values = dict(feed)
-            tell.run(values)
+            values = tell.run(feed)
             key = values[KEY].tobytes()
             taken[key] += 1
             ways[key] = values
@@ -121,12 +120,11 @@ class Straight:
         """Return the graph's outputs for one image; None if its way has no session."""
         if not self.ways:
             return None
-        values = dict(feed)
-        self.decide.run(values)
+        values = self.decide.run(feed)
         way = self.ways.get(values[KEY].tobytes())
         if way is None:
             return None
-        way.piece.run(values)
+        values = way.piece.run(values)
         return [values[name] if name in values else way.known[name].copy() for name in self.ends]
 
     def _way(self, values: Values) -> _Way:
