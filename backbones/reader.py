@@ -93,7 +93,7 @@ class Reader(nn.Module):
 
     def begin(self, features: Tensor) -> Tensor:
         """Return the memory after the glance or the preview. Shape (N, width or pixels) to (N, memory_size)."""
-        before = features.new_zeros((len(features), self.memory_size))
+        before = features.new_zeros((features.shape[0], self.memory_size))
         return self._remember(before, self.from_glance(features))
 
     def read(self, memory: Tensor, features: Tensor, place: Tensor) -> Tensor:

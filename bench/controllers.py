@@ -89,21 +89,13 @@ def compare_controller(
             export_static(controller.task, Path(folder) / "static.onnx").read_bytes(), threads=threads
         )
     pixels = images.astype(np.float32) / 255
-    runtime.warm(pixels[-TYPICAL:], price=price)
     found = {}
     for rows in batch_sizes:
         parts = [np.take(pixels, range(i * rows, (i + 1) * rows), 0, mode="wrap") for i in range(batches)]
-        _settle(runtime, parts, price)
+        runtime.warm(pixels[-max(TYPICAL, rows) :], price=price, rows=rows)
         runs = [race(_runners(runtime, static, part, price), rounds, told) for part in parts]
         found[str(rows)] = _figures(runtime, runs, parts, price)
     return found
-
-
-def _settle(runtime: Runtime, parts: Sequence[np.ndarray], price: float | None) -> None:
-    """Let the runtime find its fastest way before the clock runs."""
-    for part in parts[:2]:
-        for _ in range(4 * len(runtime.ways)):
-            runtime(part, price=price, batch_size=len(part))
 
 
 def _runners(

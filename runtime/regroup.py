@@ -15,7 +15,7 @@ from onnx import GraphProto, NodeProto, TensorProto, helper, numpy_helper
 
 from .flow import branches, captured, needed, renamed, types, uses
 
-HEAVY = frozenset({"Conv", "FusedConv", "Gemm", "MatMul", "FusedMatMul", "If"})
+HEAVY = frozenset({"Conv", "FusedConv", "Gemm", "MatMul", "FusedMatMul", "GridSample", "If"})
 """Operators that are worth moving rows for."""
 ROWS = "rows/count"
 

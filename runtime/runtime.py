@@ -19,7 +19,9 @@ if TYPE_CHECKING:
     import onnxruntime as ort
 
 WAYS = ("single", "routed", "masked")
-"""How a batch is executed: image by image; regrouped at every choice; every branch on all rows, then selected."""
+"""How a batch is executed: image by image; regrouped at every choice; every branch on all rows, then selected.
+
+Which is fastest depends on network, paths and rows, so it is measured: by `Runtime.warm`, or in the first calls."""
 
 FLOAT32, UINT8, UINT32 = np.dtype(np.float32), np.dtype(np.uint8), np.dtype(np.uint32)
 ONE = np.float32(1).view(np.uint32)
@@ -142,14 +144,15 @@ class Runtime:
     ) -> None:
         """Let sessions allocate what they need; statistics do not count it.
 
-        Where all is decided at once, the ways through the network that the images take most often become sessions of
+        With several rows each way of executing a batch is tried, in turn, and calls with about so many rows take the
+        one that was fastest. Where all is decided at once, the ways through the network that the images take most often become sessions of
         their own, which run single images faster; each holds its weights.
 
         Args:
             images: Typical ones, for this. Noise by default, of which nothing is learned.
             price: As calls will say.
-            rows: Of a call.
-            calls: How often.
+            rows: Of a call; at most as many as images.
+            calls: How often each way is tried.
             straight: Ways that become sessions, at most; those of earlier images go.
 
         Raises:
@@ -167,9 +170,12 @@ class Runtime:
         generator = np.random.default_rng(0)
         noise = generator.integers(256, size=(rows, *self.card.input_shape), dtype=np.uint8)
         ready = prepare(self.card, noise if images is None else images[:rows])
-        for _ in range(calls):
-            for way in self.ways:
+        for call_number in range(1 + calls):
+            for way in self.ways if len(ready) > 1 else WAYS[:1]:
+                began = time.perf_counter()
                 self._run(ready, told, way)
+                if call_number and len(ready) > 1:  # the first makes sessions and allocates
+                    self._fastest.note(len(ready), way, time.perf_counter() - began)
 
     def calibrate(
         self, images: np.ndarray, *, prices: Sequence[float] | None = None, repeats: int = 3
