@@ -13,7 +13,7 @@ from ..agents.controller import Controller
 from ..agents.export import export_onnx, export_static
 from ..runtime import Runtime
 from ..runtime.session import open_session
-from .race import Race, race
+from .race import TIMERS, Race, Timer, race
 
 if TYPE_CHECKING:
     import onnxruntime as ort
@@ -58,6 +58,7 @@ def compare_controller(
     batches: int = 8,
     rounds: int = 9,
     threads: int = 1,
+    timer: Timer = "wall",
     told: Callable[[], object] = lambda: None,
 ) -> dict[str, Any]:
     """Export a controller and its network without choices, and let both answer the same batches in turn.
@@ -70,6 +71,7 @@ def compare_controller(
         batches: Different batches of each size.
         rounds: Calls with each batch.
         threads: Of a call.
+        timer: What is timed: see `race.TIMERS`.
         told: Called after each call.
 
     Returns:
@@ -93,7 +95,7 @@ def compare_controller(
     for rows in batch_sizes:
         parts = [np.take(pixels, range(i * rows, (i + 1) * rows), 0, mode="wrap") for i in range(batches)]
         runtime.warm(pixels[-max(TYPICAL, rows) :], price=price, rows=rows)
-        runs = [race(_runners(runtime, static, part, price), rounds, told) for part in parts]
+        runs = [race(_runners(runtime, static, part, price), rounds, told, timer=TIMERS[timer]) for part in parts]
         found[str(rows)] = _figures(runtime, runs, parts, price)
     return found
 

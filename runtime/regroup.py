@@ -123,17 +123,13 @@ class _Batch:
         _, places, made = self._moved(moved, known, rows, (wanted, moved is then), output)
         return self.emit("ScatterND", [below, places, made], output)
 
-    def _masked(
-        self, both: Sequence[GraphProto], known: Mapping[str, str], rows: str, wanted: str, output: str
-    ) -> str:
+    def _masked(self, both: Sequence[GraphProto], known: Mapping[str, str], rows: str, wanted: str, output: str) -> str:
         made = [self.inline(one, known, rows, f"/{output}/{i}")[_end(one)] for i, one in enumerate(both)]
         shape = [-1, *[1] * (len(self._dims(_end(both[0]))) - 1)]
         column = self.emit("Reshape", [wanted, self._constant(f"{output}/shape", shape)], f"{output}/wanted")
         return self.emit("Where", [column, *made], output)
 
-    def _merged(
-        self, both: Sequence[GraphProto], known: Mapping[str, str], rows: str, wanted: str, output: str
-    ) -> str:
+    def _merged(self, both: Sequence[GraphProto], known: Mapping[str, str], rows: str, wanted: str, output: str) -> str:
         """Run each branch on its own rows, and put them in order."""
         found = [
             self._moved(one, known, rows, (wanted, index == 0), f"{output}/{index}") for index, one in enumerate(both)
@@ -162,9 +158,7 @@ class _Batch:
         ends = self.inline(branch, inner, count, f"/{tag}")
         return index, places, self._full(_end(branch), ends[_end(branch)], count, f"{tag}/full")
 
-    def _take(
-        self, name: str, known: Mapping[str, str], inner: dict[str, str], index: str, tag: str
-    ) -> str:
+    def _take(self, name: str, known: Mapping[str, str], inner: dict[str, str], index: str, tag: str) -> str:
         """Let a branch see some rows of a value; of a size, that of the rows that it sees."""
         if name in inner and inner[name] != known.get(name):
             return inner[name]

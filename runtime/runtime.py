@@ -145,8 +145,8 @@ class Runtime:
         """Let sessions allocate what they need; statistics do not count it.
 
         With several rows each way of executing a batch is tried, in turn, and calls with about so many rows take the
-        one that was fastest. Where all is decided at once, the ways through the network that the images take most often become sessions of
-        their own, which run single images faster; each holds its weights.
+        one that was fastest. Where all is decided at once, the ways through the network that the images take most
+        often become sessions of their own, which run single images faster; each holds its weights.
 
         Args:
             images: Typical ones, for this. Noise by default, of which nothing is learned.
@@ -161,10 +161,7 @@ class Runtime:
         told = check_price(self.card, self.price if price is None else price)
         if images is not None:
             self._straight.learn(
-                [
-                    {"image": image, "price": _row(told)}
-                    for image in np.split(prepare(self.card, images), len(images))
-                ],
+                [{"image": image, "price": _row(told)} for image in np.split(prepare(self.card, images), len(images))],
                 straight,
             )
         generator = np.random.default_rng(0)
