@@ -52,10 +52,10 @@ def export_onnx(controller: Controller, path: str | Path, *, input_type: InputTy
     path = _new(path)
     if isinstance(controller.policy, RandomPolicy):
         raise ValueError("export: expected a policy without chance, got random. Export a trained one, or static.")
-    if controller.task.alike:
+    if controller.task.takes_clips:
         raise ValueError(
-            f"export: expected a task whose options are ways through the network, got {controller.task.name}, whose "
-            "options are places to look at. Serve it by skipgym.Controller instead."
+            f"export: expected a task on images, got {controller.task.name}, which takes clips or texts of any length. "
+            "Serve it by skipgym.Controller instead."
         )
     if controller.task.has_masks:
         raise ValueError(

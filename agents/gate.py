@@ -120,13 +120,32 @@ class ImageTrunk(nn.Module):
         x = observation
         if self.layout.priced:
             x = torch.cat([x[:, :-1], price_signal(x[:, -1:])], 1)
-        for convolution in self.convolutions:
-            x = F.relu(convolution(x))
-        return F.relu(self.second(x.mean((2, 3))))
+        return self._after(self.convolutions[0](x))
 
     def at(self, position: int, features: Tensor, price: Tensor) -> Tensor:
         """Return hidden features where the position is known. Shapes (N, C, H, W) and (N,) to (N, hidden)."""
-        return self(self.layout.join(features, position, price))
+        if not torch.compiler.is_exporting():
+            return self(self.layout.join(features, position, price))
+        first, count = self.convolutions[0], self.layout.shape[0]
+        assert isinstance(first, nn.Conv2d)
+        x = F.conv2d(features, first.weight[:, :count], first.bias, first.stride, first.padding)
+        # what constant channels add is the same for all images: a file runs fewer and smaller steps
+        everywhere = features.new_ones((1, 1, *self.layout.shape[1:]))
+        extras = [
+            F.conv2d(everywhere, weight.unsqueeze(1), None, first.stride, first.padding)
+            for weight in first.weight[:, count:].unbind(1)
+        ]
+        if self.layout.positions:
+            x = x + extras[position]
+        if self.layout.priced:
+            x = x + price_signal(price).view(-1, 1, 1, 1) * extras[-1]
+        return self._after(x)
+
+    def _after(self, x: Tensor) -> Tensor:
+        """Return hidden features of what the first convolution made."""
+        for convolution in self.convolutions[1:]:
+            x = convolution(F.relu(x))
+        return F.relu(self.second(F.relu(x).mean((2, 3))))
 
 
 def make_trunk(layout: Layout, hidden: int) -> VectorTrunk | ImageTrunk:

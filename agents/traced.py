@@ -6,7 +6,7 @@ answered take no further part: what they would decide is -1, and neither policy 
 """
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -184,8 +184,9 @@ class TracedController(nn.Module):
             actions, memory = self.policy.act(seen, way.state, price, way.memory)
             return actions if memory is None else torch.cat([actions.to(memory.dtype), memory], 1)
 
-        def nothing(seen: Tensor, like: Callable[[Tensor], Tensor] = act) -> Tensor:
-            return torch.full_like(like(seen), -1)
+        def nothing(seen: Tensor) -> Tensor:
+            like = act(seen)  # for its width and type; what nobody uses is not written
+            return torch.full((seen.shape[0], like.shape[1]), -1, dtype=like.dtype, device=like.device)
 
         alive = (way.state.alive > 0).long().expand(price.shape[0])
         found = fork(alive, [nothing, act], seen)

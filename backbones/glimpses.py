@@ -60,7 +60,7 @@ def place_code(centres: Tensor, zoom: int, size: Sequence[int]) -> Tensor:
         size: Height and width of the images.
     """
     relative = 2 * centres / torch.tensor(size, dtype=centres.dtype, device=centres.device) - 1
-    zooms = relative.new_full((len(relative), 1), float(zoom)).log2()
+    zooms = relative.new_full((relative.shape[0], 1), float(zoom)).log2()
     return torch.cat([relative, zooms], 1)
 
 

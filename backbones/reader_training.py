@@ -275,7 +275,7 @@ def pooled(trunk: Backbone, images: Tensor) -> Tensor:
 
 def crop_features(trunk: Backbone, crops: Tensor) -> Tensor:
     """Return a network's features of crops, scales side by side. Shape (N, S, C, s, s) to (N, S x D)."""
-    return pooled(trunk, crops.flatten(0, 1)).view(len(crops), -1)
+    return pooled(trunk, crops.flatten(0, 1)).unflatten(0, (-1, crops.shape[1])).flatten(1)
 
 
 @torch.no_grad()

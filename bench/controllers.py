@@ -13,7 +13,7 @@ from ..agents.controller import Controller
 from ..agents.export import export_onnx, export_static
 from ..runtime import Runtime
 from ..runtime.session import open_session
-from .race import Race, race
+from .race import TIMERS, Race, Timer, race
 
 if TYPE_CHECKING:
     import onnxruntime as ort
@@ -58,6 +58,7 @@ def compare_controller(
     batches: int = 8,
     rounds: int = 9,
     threads: int = 1,
+    timer: Timer = "wall",
     told: Callable[[], object] = lambda: None,
 ) -> dict[str, Any]:
     """Export a controller and its network without choices, and let both answer the same batches in turn.
@@ -70,6 +71,7 @@ def compare_controller(
         batches: Different batches of each size.
         rounds: Calls with each batch.
         threads: Of a call.
+        timer: What is timed: see `race.TIMERS`.
         told: Called after each call.
 
     Returns:
@@ -89,21 +91,13 @@ def compare_controller(
             export_static(controller.task, Path(folder) / "static.onnx").read_bytes(), threads=threads
         )
     pixels = images.astype(np.float32) / 255
-    runtime.warm(pixels[-TYPICAL:], price=price)
     found = {}
     for rows in batch_sizes:
         parts = [np.take(pixels, range(i * rows, (i + 1) * rows), 0, mode="wrap") for i in range(batches)]
-        _settle(runtime, parts, price)
-        runs = [race(_runners(runtime, static, part, price), rounds, told) for part in parts]
+        runtime.warm(pixels[-max(TYPICAL, rows) :], price=price, rows=rows)
+        runs = [race(_runners(runtime, static, part, price), rounds, told, timer=TIMERS[timer]) for part in parts]
         found[str(rows)] = _figures(runtime, runs, parts, price)
     return found
-
-
-def _settle(runtime: Runtime, parts: Sequence[np.ndarray], price: float | None) -> None:
-    """Let the runtime find its fastest way before the clock runs."""
-    for part in parts[:2]:
-        for _ in range(4 * len(runtime.ways)):
-            runtime(part, price=price, batch_size=len(part))
 
 
 def _runners(

@@ -83,7 +83,7 @@ class Looking(Task):
             torch.cat([source.flatten(1), seen, logits], 1),
             macs=self.least_macs,
             votes=torch.zeros_like(logits),
-            looked=logits.new_zeros((len(source), self.decisions[0] - 1)),
+            looked=logits.new_zeros((source.shape[0], self.decisions[0] - 1)),
             shown=shown,
             **memory,
         )
@@ -268,7 +268,7 @@ class LookTask(Looking):
     def _cut(self, index: int, rows: Tensor) -> Tensor:
         """Return rows of `[1 | code | piece | state]`; under mixtures the first is the share that goes on."""
         code, piece = self.cut(index, self.parts(rows)[0].view(-1, *self.source_shape))
-        return torch.cat([code.new_ones((len(rows), 1)), code, piece.flatten(1), rows], 1)
+        return torch.cat([code.new_ones((rows.shape[0], 1)), code, piece.flatten(1), rows], 1)
 
     def _leave(self, rows: Tensor) -> Tensor:
         """Return rows like those of `_cut`, of those that look nowhere."""

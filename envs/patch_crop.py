@@ -138,7 +138,7 @@ class PatchCrop(LookTask):
     def cut(self, index: int, source: Tensor) -> tuple[Tensor, Tensor]:
         """Cut a crop out of images."""
         place = self.places[index]
-        centres = source.new_tensor([place.row, place.column]).expand(len(source), -1)
+        centres = source.new_tensor([place.row, place.column]).expand(source.shape[0], -1)
         piece = crop(source, centres, self.reader.patch, zoom=place.zoom, scales=self.reader.scales)
         return place_code(centres, place.zoom, source.shape[2:]), piece
 

@@ -53,6 +53,16 @@ def captured(graph: GraphProto) -> set[str]:
     return (taken | {one.name for one in graph.output}) - made
 
 
+def needed(nodes: Sequence[NodeProto], ends: set[str]) -> list[NodeProto]:
+    """Return those nodes that some values need."""
+    wanted, found = set(ends), list[NodeProto]()
+    for node in reversed(nodes):
+        if wanted & set(node.output):
+            found.append(node)
+            wanted |= uses(node)
+    return found[::-1]
+
+
 def with_branches(model: onnx.ModelProto) -> onnx.ModelProto:
     """Return a model in which every `Choose` has become an `If`, or several, nested, for more than two options."""
     source = model.graph

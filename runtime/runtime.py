@@ -3,12 +3,15 @@
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
+from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from .file import Card, read
+from .inputs import check_price, prepare
 from .session import call, open_session
 from .table import Fastest, Latency, Statistics, price_within
 
@@ -16,10 +19,10 @@ if TYPE_CHECKING:
     import onnx
     import onnxruntime as ort
 
-    from .program import Program
-
 WAYS = ("single", "routed", "masked")
-"""How a batch is executed: image by image; regrouped at every choice; every branch on all rows, then selected."""
+"""How a batch is executed: image by image; regrouped at every choice; every branch on all rows, then selected.
+
+Which is fastest depends on network, paths and rows, so it is measured: by `Runtime.warm`, or in the first calls."""
 
 
 @dataclass(frozen=True)
@@ -60,15 +63,15 @@ class Runtime:
 
     def __init__(self, model: "onnx.ModelProto", card: Card, *, threads: int = 1):
         from .blocked import with_blocks
-        from .program import Compiler
         from .straight import Straight
 
         self.card, self.threads = card, threads
         self.table: tuple[Latency, ...] = ()
         self._straight = Straight(model, lambda way: self._session(with_blocks(way)))
-        model = with_blocks(model)
-        self._whole = self._session(model)
-        self._program: Program | None = Compiler(model, self._session).compile() if card.batched else None
+        self._model = with_blocks(model)
+        self._whole = self._session(self._model)
+        self._batches: dict[str, ort.InferenceSession] = {}
+        self._making = Lock()
         self.ways = WAYS if card.batched else WAYS[:1]
         self._fastest, self._statistics = Fastest(self.ways), Statistics()
 
@@ -117,8 +120,11 @@ class Runtime:
         if way is not None and way not in self.ways:
             raise ValueError(f"way: expected one of {', '.join(self.ways)}, got {way!r}.")
         ready = prepare(self.card, images)
-        parts = [self._batch(ready[i : i + batch_size], price, way) for i in range(0, len(ready), batch_size)]
-        logits, actions, macs, policy_macs = _joined(parts)
+        if len(ready) <= batch_size:
+            logits, actions, macs, policy_macs = self._batch(ready, price, way)
+        else:
+            batches = (ready[i : i + batch_size] for i in range(0, len(ready), batch_size))
+            logits, actions, macs, policy_macs = _joined([self._batch(batch, price, way) for batch in batches])
         return Decision(logits, macs, policy_macs, actions, macs / self.card.full_macs)
 
     def executed(self, decision: Decision) -> list[list[str]]:
@@ -136,14 +142,15 @@ class Runtime:
     ) -> None:
         """Let sessions allocate what they need; statistics do not count it.
 
-        Where all is decided at once, the ways through the network that the images take most often become sessions of
-        their own, which run single images faster; each holds its weights.
+        With several rows each way of executing a batch is tried, in turn, and calls with about so many rows take the
+        one that was fastest. Where all is decided at once, the ways through the network that the images take most
+        often become sessions of their own, which run single images faster; each holds its weights.
 
         Args:
             images: Typical ones, for this. Noise by default, of which nothing is learned.
             price: As calls will say.
-            rows: Of a call.
-            calls: How often.
+            rows: Of a call; at most as many as images.
+            calls: How often each way is tried.
             straight: Ways that become sessions, at most; those of earlier images go.
 
         Raises:
@@ -152,14 +159,18 @@ class Runtime:
         told = check_price(self.card, self.price if price is None else price)
         if images is not None:
             self._straight.learn(
-                [self._feed(image, told) for image in np.split(prepare(self.card, images), len(images))], straight
+                [{"image": image, "price": _row(told)} for image in np.split(prepare(self.card, images), len(images))],
+                straight,
             )
         generator = np.random.default_rng(0)
         noise = generator.integers(256, size=(rows, *self.card.input_shape), dtype=np.uint8)
         ready = prepare(self.card, noise if images is None else images[:rows])
-        for _ in range(calls):
-            for way in self.ways:
+        for call_number in range(1 + calls):
+            for way in self.ways if len(ready) > 1 else WAYS[:1]:
+                began = time.perf_counter()
                 self._run(ready, told, way)
+                if call_number and len(ready) > 1:  # the first makes sessions and allocates
+                    self._fastest.note(len(ready), way, time.perf_counter() - began)
 
     def calibrate(
         self, images: np.ndarray, *, prices: Sequence[float] | None = None, repeats: int = 3
@@ -197,35 +208,48 @@ class Runtime:
 
     def _batch(self, images: np.ndarray, price: float, way: str | None) -> list[np.ndarray]:
         """Answer for some rows, and note how long it took."""
-        rows = len(images)
-        taken = way or ("single" if rows == 1 else self._fastest.pick(rows))
-        began = time.perf_counter()
+        rows, began = len(images), time.perf_counter()
+        if rows == 1 and way in (None, "single"):
+            found = self._one(images, price)
+            self._statistics.note(time.perf_counter() - began, 1, found[2].item() / self.card.full_macs)
+            return found
+        taken = way or self._fastest.pick(rows)
         found = self._run(images, price, taken)
         seconds = time.perf_counter() - began
-        if rows > 1:
-            self._fastest.note(rows, taken, seconds)
-        self._statistics.note(seconds, rows, float(found[2].sum()) / rows / self.card.full_macs)
+        self._fastest.note(rows, taken, seconds)
+        self._statistics.note(seconds, rows, float(found[2].mean()) / self.card.full_macs)
         return found
 
     def _run(self, images: np.ndarray, price: float, way: str) -> list[np.ndarray]:
         """Return logits, actions, MACs and the policy's MACs, one row for each image."""
         rows = len(images)
-        if way == "single" or self._program is None:
-            each = [self._one(self._feed(images[i : i + 1], price)) for i in range(rows)]
-            return _joined(each)
-        values = {"image": images, "price": np.full(rows, price, np.float32)}
-        found = self._program.run(values, rows, way == "masked")
+        if way == "single":
+            return _joined([self._one(images[i : i + 1], price) for i in range(rows)])
+        found = call(self._for_batches(way), None, {"image": images, "price": np.full(rows, price, np.float32)})
         return [np.broadcast_to(one, (rows, *one.shape[1:])) for one in found]
 
-    def _feed(self, image: np.ndarray, price: float) -> dict[str, np.ndarray]:
-        return {"image": image, "price": np.array([price], np.float32)}
+    def _for_batches(self, way: str) -> "ort.InferenceSession":
+        """Return a session that takes any number of rows, made when the first batch comes: many a runtime sees none."""
+        from .regroup import for_batches
 
-    def _one(self, feed: dict[str, np.ndarray]) -> list[np.ndarray]:
+        with self._making:
+            if way not in self._batches:
+                self._batches[way] = self._session(for_batches(self._model, masked=way == "masked"))
+            return self._batches[way]
+
+    def _one(self, image: np.ndarray, price: float) -> list[np.ndarray]:
         """Answer for one image, on its way's own session where there is one."""
+        feed = {"image": image, "price": _row(price)}
         return self._straight.run(feed) or call(self._whole, None, feed)
 
     def _session(self, model: "onnx.ModelProto") -> "ort.InferenceSession":
         return open_session(model.SerializeToString(), threads=self.threads)
+
+
+@lru_cache(maxsize=1000)
+def _row(price: float) -> np.ndarray:
+    """Return a price as one row."""
+    return np.array([price], np.float32)
 
 
 def _joined(parts: Sequence[list[np.ndarray]]) -> list[np.ndarray]:
@@ -235,42 +259,3 @@ def _joined(parts: Sequence[list[np.ndarray]]) -> list[np.ndarray]:
 
 def _ms(seconds: Sequence[float], percentile: int) -> float:
     return 1e3 * float(np.percentile(seconds, percentile))
-
-
-def check_price(card: Card, price: float) -> float:
-    """Return a price as the file takes it.
-
-    Raises:
-        ValueError: If it is out of range.
-    """
-    least, most = card.prices
-    if not (least <= price < float("inf") and (most is None or price <= most)):
-        upper = "upwards" if most is None else f"… {most:g}"
-        raise ValueError(f"price: expected {least:g} {upper}, which the policy knows, got {price}. Choose within it.")
-    return float(price)
-
-
-def prepare(card: Card, images: np.ndarray) -> np.ndarray:
-    """Return images as the file takes them; grey ones are repeated where it wants colour.
-
-    Raises:
-        ValueError: If shape, type or values do not fit.
-    """
-    images = np.asarray(images)
-    shape, grey = card.input_shape, (1, *card.input_shape[1:])
-    if images.ndim != 4 or images.shape[1:] not in (shape, grey) or not len(images):
-        raise ValueError(
-            f"images: expected shape (N, C, H, W) with C x H x W = {' x '.join(map(str, shape))}, got {images.shape}. "
-            "Resize them, or convert their colours."
-        )
-    if images.dtype != np.uint8:
-        inside = np.issubdtype(images.dtype, np.floating) and bool(((images >= 0) & (images <= 1)).all())
-        if not inside:  # NaN too
-            got = f"{images.dtype} from {images.min():g} to {images.max():g}"
-            raise ValueError(f"images: expected uint8 or finite floats in 0…1, got {got}. Convert or scale them.")
-        if card.input_type == "uint8":
-            raise ValueError(f"images: expected uint8, which this file takes, got {images.dtype}. Convert them.")
-    elif card.input_type != "uint8":
-        images = images / np.float32(255)
-    wanted = np.uint8 if card.input_type == "uint8" else np.float32
-    return np.ascontiguousarray(np.broadcast_to(images, (len(images), *shape)), dtype=wanted)

@@ -14,14 +14,29 @@ import onnx
 import onnxruntime as ort
 from onnx import GraphProto, NodeProto, helper
 
-from .flow import branches, types, uses
-from .program import Piece
+from .flow import branches, needed, types, uses
+from .session import call
 from .tidy import tidied
 
 KEY = "actions"
 """The output that tells the way."""
 MakeSession = Callable[[onnx.ModelProto], ort.InferenceSession]
 Feed = Mapping[str, np.ndarray]
+Values = dict[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A straight piece of the graph, as a session of its own."""
+
+    session: ort.InferenceSession
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+
+    def run(self, values: Mapping[str, np.ndarray]) -> Values:
+        """Return the values that are known afterwards: those given and those made."""
+        made = call(self.session, self.outputs, {name: values[name] for name in self.inputs})
+        return {**values, **dict(zip(self.outputs, made, strict=True))}
 
 
 @dataclass(frozen=True)
@@ -32,6 +47,7 @@ class _Split:
         before: Nodes up to the decisions.
         after: The others.
         told: Outputs of the graph that are known with the decisions.
+        fixed: Of these, those that hang on nothing but the decisions: each way has its own.
         passed: What the others take from before.
         conditions: Of all branches.
     """
@@ -39,8 +55,22 @@ class _Split:
     before: list[NodeProto]
     after: list[NodeProto]
     told: list[str]
+    fixed: list[str]
     passed: list[str]
     conditions: list[str]
+
+
+@dataclass(frozen=True)
+class _Way:
+    """A way through.
+
+    Attributes:
+        piece: What is still to be computed when it is known.
+        known: Outputs of the graph that are always the same on this way.
+    """
+
+    piece: Piece
+    known: Mapping[str, np.ndarray]
 
 
 class Straight:
@@ -51,19 +81,20 @@ class Straight:
         session: Makes a session of a model.
 
     Attributes:
-        ways: Sessions of those that are known, by their decisions.
+        ways: Those that have sessions, by their decisions.
     """
 
     def __init__(self, model: onnx.ModelProto, session: MakeSession):
         self.model, self.session = model, session
         self.cut = _cut(model.graph)
         self.ends = [one.name for one in model.graph.output]
-        self.ways: dict[bytes, Piece] = {}
+        self.ways: dict[bytes, _Way] = {}
 
     @cached_property
     def decide(self) -> Piece:
         """What decides; made when the first ways are learnt, since many a runtime never is."""
-        return self._piece(self.cut.before, [*self.cut.told, *self.cut.passed])
+        told = [name for name in self.cut.told if name not in self.cut.fixed]
+        return self._piece(self.cut.before, [*told, *self.cut.passed])
 
     @property
     def known(self) -> bool:
@@ -74,36 +105,35 @@ class Straight:
         """Make sessions of the ways that these inputs take most often."""
         if not self.known:
             return
-        taken, chosen = Counter[bytes](), dict[bytes, list[bool]]()
-        tell = self._piece(self.cut.before, [KEY, *self.cut.conditions])
+        taken, ways = Counter[bytes](), dict[bytes, Values]()
+        tell = self._piece(self.cut.before, [KEY, *self.cut.fixed, *self.cut.conditions])
         for feed in feeds:
-            values = dict(feed)
-            tell.run(values)
+            values = tell.run(feed)
             key = values[KEY].tobytes()
             taken[key] += 1
-            chosen[key] = [bool(values[name].item()) for name in self.cut.conditions]
+            ways[key] = values
         wanted = [key for key, _ in taken.most_common(most)]
         _ = self.decide  # before the first call that finds a way, which may come from any thread
-        self.ways = {key: self.ways.get(key) or self._way(chosen[key]) for key in wanted}
+        self.ways = {key: self.ways.get(key) or self._way(ways[key]) for key in wanted}
 
     def run(self, feed: Feed) -> list[np.ndarray] | None:
         """Return the graph's outputs for one image; None if its way has no session."""
         if not self.ways:
             return None
-        values = dict(feed)
-        self.decide.run(values)
+        values = self.decide.run(feed)
         way = self.ways.get(values[KEY].tobytes())
         if way is None:
             return None
-        way.run(values)
-        return [values[name] for name in self.ends]
+        values = way.piece.run(values)
+        return [values[name] if name in values else way.known[name].copy() for name in self.ends]
 
-    def _way(self, chosen: Sequence[bool]) -> Piece:
-        wanted = dict(zip(self.cut.conditions, chosen, strict=True))
+    def _way(self, values: Values) -> _Way:
+        """Return the way that is taken at these values of the conditions."""
+        wanted = {name: bool(values[name].item()) for name in self.cut.conditions}
         nodes = _inlined(self.cut.after, wanted)
         weights = [one for node in self.cut.after for branch in _chosen(node, wanted) for one in branch.initializer]
         outputs = [one for one in self.ends if one not in self.cut.told]
-        return self._piece(nodes, outputs, weights)
+        return _Way(self._piece(nodes, outputs, weights), {name: values[name] for name in self.cut.fixed})
 
     def _piece(
         self, nodes: Sequence[NodeProto], outputs: Sequence[str], weights: Sequence[onnx.TensorProto] = ()
@@ -135,16 +165,15 @@ def _cut(graph: GraphProto) -> _Split:
     if set(conditions) & (late | inner):
         conditions = []
     told = [name for name in ends if name not in late]
-    needed, before = {*conditions, *told}, list[NodeProto]()
-    for node in reversed([node for node in nodes if not uses(node) & late and node.op_type != "If"]):
-        if needed & set(node.output):
-            before.append(node)
-            needed |= uses(node)
+    straight = [node for node in nodes if not uses(node) & late and node.op_type != "If"]
+    before = needed(straight, {*conditions, *told})
     held = {id(node) for node in before}
     rest = [node for node in nodes if id(node) not in held]
     early = {name for node in before for name in node.output}
     passed = sorted(set[str]().union(*map(uses, rest)) & early - {*conditions, *told} if rest else set())
-    return _Split(before[::-1], rest, told, passed, list(dict.fromkeys(conditions)))
+    given, decided = {one.name for one in graph.input}, [node for node in straight if KEY not in node.output]
+    fixed = [name for name in told if name != KEY and not any(uses(n) & given for n in needed(decided, {name}))]
+    return _Split(before, rest, told, fixed, passed, list(dict.fromkeys(conditions)))
 
 
 def _conditions(node: NodeProto) -> list[str]:

@@ -3,7 +3,7 @@
 import onnx
 from onnx import GraphProto, NodeProto, helper
 
-from .flow import branches, renamed, uses
+from .flow import branches, needed, renamed, uses
 
 
 def tidied(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -18,18 +18,8 @@ def tidied(model: onnx.ModelProto) -> onnx.ModelProto:
             same[node.output[0]] = same.get(node.input[0], node.input[0])
         else:
             kept.append(renamed(node, same))
-    _replace(graph, _used(kept, ends))
+    _replace(graph, needed(kept, ends))
     return made
-
-
-def _used(nodes: list[NodeProto], ends: set[str]) -> list[NodeProto]:
-    """Return the nodes that the ends need."""
-    wanted, used = set(ends), list[NodeProto]()
-    for node in reversed(nodes):
-        if wanted & set(node.output):
-            used.append(node)
-            wanted |= uses(node)
-    return used[::-1]
 
 
 def _replace(graph: GraphProto, nodes: list[NodeProto]) -> None:

@@ -14,6 +14,7 @@ from tqdm import tqdm
 from ..agents.controller import Controller
 from ..agents.evaluate import measure, measure_full
 from ..bench.controllers import NAMES, compare_controller
+from ..bench.race import Timer
 from ..data import PartName
 from ..data import load as load_data
 from ..envs.build import check_fit
@@ -46,6 +47,8 @@ class Config:
     """Calls with each batch; medians are told."""
     threads: int = 1
     """Of a call."""
+    timer: Timer = "wall"
+    """wall: time that passes. processor: time that this process computes, where others use the machine."""
     out: Path | None = None
     """File for the figures (JSON); new."""
 
@@ -75,6 +78,7 @@ def main(arguments: list[str]) -> int:
             batches=config.batches,
             rounds=config.rounds,
             threads=config.threads,
+            timer=config.timer,
             told=bar.update,
         )
     found = origin("controller", config, arguments)

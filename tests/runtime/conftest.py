@@ -43,13 +43,15 @@ def images():
 
 
 @pytest.fixture(scope="session")
-def exported(tiny_backbone, images, tmp_path_factory):
+def exported(tiny_backbone, random_backbone, images, tmp_path_factory):
     """Return a function from a case's name to its controller and file, which is written once."""
     made = {}
 
     def case(name):
         if name not in made:
-            task = make_task(name.split("/")[0], tiny_backbone)
+            slim = name.startswith("channel-width")
+            few = {"grid": 1, "looks": 1} if name.startswith("patch-crop") else {}  # each place is traced on its own
+            task = make_task(name.split("/")[0], random_backbone("slim-resnet8-w4") if slim else tiny_backbone, **few)
             policies = {
                 "gate": lambda: undecided_gate(task, images),
                 "recurrent": lambda: undecided_gate(task, images, recurrent=True),

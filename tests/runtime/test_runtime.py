@@ -25,6 +25,8 @@ CASES = [
     "early-exit/patience",
     "cascade/threshold",
     "resolution/gate",
+    "channel-width/gate",
+    "patch-crop/gate",
 ]
 TOLERANCE = 1e-4  # of logits: sums are taken in another order
 
@@ -105,6 +107,16 @@ def test_fastest_way_is_found_by_trying_each(exported, pixels):
     assert set(found) == set(WAYS)
 
 
+def test_warming_up_on_a_batch_measures_every_way(exported, pixels):
+    runtime = Runtime.load(exported("layer-skip/gate")[1])
+    runtime.warm(pixels, rows=16)
+    measured = runtime.stats()
+    assert set(measured["ways"][16]) == set(WAYS)
+    assert measured["calls"] == 0
+    fastest = min(measured["ways"][16], key=measured["ways"][16].get)
+    assert runtime._fastest.pick(16) == fastest
+
+
 def test_budget_in_milliseconds_takes_the_lowest_price_that_is_fast_enough(exported, pixels):
     runtime = Runtime.load(exported("layer-skip/gate")[1])
     with pytest.raises(ValueError, match="budget_ms: expected a latency table"):
@@ -181,9 +193,9 @@ def test_what_cannot_be_exported_is_told(exported, tmp_path):
         export_onnx(controller, tmp_path / "r.onnx")
 
 
-def test_task_of_places_is_refused_with_what_to_use_instead(tiny_backbone, tmp_path):
-    task = make_task("patch-crop", tiny_backbone)
-    with pytest.raises(ValueError, match="got patch-crop, whose options are places .* by skipgym.Controller"):
+def test_task_of_clips_is_refused_with_what_to_use_instead(random_backbone, tmp_path):
+    task = make_task("frame-select", random_backbone(reader="frames"))
+    with pytest.raises(ValueError, match="got frame-select, which takes clips .* by skipgym.Controller"):
         export_onnx(Controller(task, full_policy(task)), tmp_path / "refused.onnx")
     assert not list(tmp_path.iterdir())
 
