@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from ..envs.choice import Hard, cost_dtype
 from ..envs.observation import Layout
-from ..envs.sight import Sight
 from ..envs.state import State
 from ..envs.task import Task
+from ..envs.view import View
 from .gate import Gate, shares_executed
 
 
@@ -209,21 +209,21 @@ class Decider:
     def __init__(self, task: Task, policy: Policy, price: Tensor):
         self.task, self.policy, self.price = task, policy, price
         self.memory: Tensor | None = None
-        self.sight = Sight(task, len(price))
+        self.view = View(task, len(price))
         self.macs = torch.zeros(len(price), dtype=cost_dtype(price.device), device=price.device)
 
     def __call__(self, state: State) -> Hard:
         """Decide for a cohort."""
         self.macs[state.rows] += self.policy.macs_at(state.position)
         memory = None if self.memory is None else self.memory[state.rows]
-        seen = self.task.answer_now(state) if self.policy.sees_answer else self.sight.look(state)
+        seen = self.task.answer_now(state) if self.policy.sees_answer else self.view.look(state)
         actions, memory = self.policy.act(seen, state, self.price[state.rows], memory)
         if memory is not None:
             if self.memory is None:
                 self.memory = memory.new_zeros(len(self.price), *memory.shape[1:])
             self.memory[state.rows] = memory
         choice = Hard(actions.squeeze(1) if actions.shape[1] == 1 else actions)
-        self.sight.decided(state, choice)
+        self.view.decided(state, choice)
         return choice
 
 

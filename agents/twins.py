@@ -9,9 +9,9 @@ from torch import Tensor
 from ..backbones.routing import room
 from ..envs.choice import Hard, cost_dtype
 from ..envs.rollout import Run, advance
-from ..envs.sight import Sight
 from ..envs.state import State, merge
 from ..envs.task import Task
+from ..envs.view import View
 from .gate import Gate
 from .policy import check_logits, greedy
 
@@ -101,7 +101,7 @@ class Twins:
         self.count, self.price = len(price), price.repeat(2)
         self.onward = torch.tensor(task.onward, device=price.device)
         self.free = torch.arange(len(task.pieces), device=price.device) >= forced
-        self.sight = Sight(task, 2 * self.count)
+        self.view = View(task, 2 * self.count)
         self.actions = torch.full((2 * self.count, len(task.pieces)), -1, device=price.device)
         self.parted = torch.zeros(self.count, dtype=torch.bool, device=price.device)
         self.shared = torch.zeros_like(price, dtype=cost_dtype(price.device))
@@ -115,7 +115,7 @@ class Twins:
         if here.stop <= self.forced:
             self.actions[state.rows, here] = self.onward[here]
             return state
-        seen, price, free = self.sight.look(state), self.price[state.rows], self.free[here]
+        seen, price, free = self.view.look(state), self.price[state.rows], self.free[here]
         logits, _ = self.gate.at(state.position, seen, price)
         check_logits(logits)
         mine = (state.rows < self.count).nonzero()[:, 0]
@@ -137,7 +137,7 @@ class Twins:
         first = state.position * parts
         actions = self.actions[state.rows, first : first + parts]
         choice = Hard(actions.squeeze(1) if parts == 1 else actions)
-        self.sight.decided(state, choice)
+        self.view.decided(state, choice)
         return choice
 
     def pair(self, answered: Sequence[State]) -> Pair:
@@ -172,7 +172,7 @@ class Twins:
         new = replace(old, rows=old.rows + self.count)
         self.parted[old.rows], self.shared[old.rows] = True, old.macs
         self.actions[new.rows] = self.actions[old.rows]
-        self.sight.copy(old.rows, new.rows)
+        self.view.copy(old.rows, new.rows)
         return self._join(state, new)
 
     def _join(self, state: State, new: State) -> State:

@@ -17,10 +17,10 @@ from .gains import Gains
 from .observation import Layout
 from .rewards import Outcome, Reward, Spent
 from .rollout import advance
-from .sight import Sight
 from .state import State, merge
 from .tally import Tally
 from .task import Task
+from .view import View
 
 Price = float | Sequence[float]
 
@@ -140,7 +140,7 @@ class Engine:
             chosen = actions[state.rows]
             self.tally.count(state.position * parts, chosen)
             choice = self.choose(chosen)
-            self.sight.decided(state, choice)
+            self.view.decided(state, choice)
             return choice
 
         base = self._gain_base()
@@ -183,7 +183,7 @@ class Engine:
         """Leave every slot without an episode."""
         count, device = self.num_envs, self.task.device
         self.cohorts: list[State] = []
-        self.sight = Sight(self.task, count)
+        self.view = View(self.task, count)
         self.slots = torch.arange(count, device=device)
         self.targets, self.indices, self.decided = (
             torch.zeros(count, dtype=torch.long, device=device) for _ in range(3)
@@ -198,7 +198,7 @@ class Engine:
         index = torch.as_tensor((draws[:, 0] * len(self.images)).astype(np.int64), device=self.task.device)
         images = self.augment.apply(self.images.index_select(0, index), uniforms[:, 2:])
         self.indices[slots], self.targets[slots] = index, self.labels[index]
-        self.sight.forget(slots)
+        self.view.forget(slots)
         self.price[slots] = self._prices(uniforms[:, 1])
         for tally in (self.kept, self.returns, self.decided, self.charged):
             tally[slots] = 0
@@ -258,7 +258,7 @@ class Engine:
 
     def _observe(self) -> Tensor:
         seen = [
-            self.layout.join(self.sight.look(state), state.position, self.price[state.rows]) for state in self.cohorts
+            self.layout.join(self.view.look(state), state.position, self.price[state.rows]) for state in self.cohorts
         ]
         if len(seen) == 1 and torch.equal(self.cohorts[0].rows, self.slots):
             return seen[0] if self.layout.extras else seen[0].clone()  # not to be written over with the state

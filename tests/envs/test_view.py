@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from skipgym.backbones import make_backbone
 from skipgym.envs import Hard, Masked, make_task, rollout
 from skipgym.envs.rollout import advance
-from skipgym.envs.sight import Sight
+from skipgym.envs.view import View
 
 INPUTS = torch.rand((7, 1, 8, 8), generator=torch.Generator().manual_seed(0))
 
@@ -59,14 +59,14 @@ def test_rows_are_gathered_nowhere_but_before_the_first_decision(task, monkeypat
 
 @given(seed=st.integers(0, 10**6))
 def test_what_is_remembered_is_what_would_be_observed(task, seed):
-    actions, sight = drawn(seed), Sight(task, 7)
+    actions, view = drawn(seed), View(task, 7)
     looked = []
 
     def decide(state):
-        looked.append(sight.look(state))
+        looked.append(view.look(state))
         assert torch.allclose(looked[-1], task.observe(state), atol=1e-6)
         choice = Hard(actions[state.rows, state.position])
-        sight.decided(state, choice)
+        view.decided(state, choice)
         return choice
 
     with torch.no_grad():
@@ -75,29 +75,29 @@ def test_what_is_remembered_is_what_would_be_observed(task, seed):
 
 
 def test_only_rows_that_changed_are_looked_at(task, monkeypatch):
-    sight, rows = Sight(task, 7), []
+    view, rows = View(task, 7), []
     observe = task.observe
     monkeypatch.setattr(task, "observe", lambda state: rows.append(len(state)) or observe(state))
     state = task.begin(INPUTS)
     for chosen in ([1, 1, 1, 0, 0, 0, 0], [0] * 7):  # two blocks before the first that changes the shape
-        sight.look(state)
+        view.look(state)
         choice = Hard(torch.tensor(chosen))
-        sight.decided(state, choice)
+        view.decided(state, choice)
         with torch.no_grad():
             ((state,), _) = advance(task, [state], lambda _, choice=choice: choice, spare=True)
-    sight.look(state)
+    view.look(state)
     assert rows == [7, 3]
-    sight.forget(torch.tensor([2, 5]))
-    sight.look(state)
+    view.forget(torch.tensor([2, 5]))
+    view.look(state)
     assert rows == [7, 3, 7]  # these two do not lie together
 
 
 def test_tasks_that_stay_nowhere_are_observed_as_ever():
     task = make_task("block-drop", make_backbone("resnet8-w4", input_shape=(1, 8, 8)))
-    sight = Sight(task, 7)
+    view = View(task, 7)
     state = task.begin(INPUTS)
-    assert not sight.pays
-    assert torch.equal(sight.look(state), task.observe(state))
+    assert not view.pays
+    assert torch.equal(view.look(state), task.observe(state))
 
 
 class TestAstray:

@@ -9,7 +9,7 @@ from .state import State
 from .task import Task
 
 
-class Sight:
+class View:
     """Observes cohorts for an interpreter, each row once for each change of it.
 
     To average feature maps takes a way through memory, which costs about what a tenth of a small convolution does.
