@@ -38,14 +38,23 @@ def fold(piece: nn.Module, in_shape: tuple[int, ...]) -> nn.Module:
     return folded if close else original
 
 
+ADD_OVER = "add_over"
+
+
 def overwrites(piece: nn.Module) -> bool:
     """Return whether a folded piece takes an argument `overwrite`: leave to put its result over its input."""
-    return isinstance(piece, fx.GraphModule) and any(node.target is add_over for node in piece.graph.nodes)
+    return any(isinstance(module, AddOver) for module in piece.modules())
 
 
-def add_over(fresh: Tensor, x: Tensor, overwrite: bool) -> Tensor:
-    """Return the sum, written over `x` where there is leave to, else over `fresh`."""
-    return x.add_(fresh) if overwrite else fresh.add_(x)
+class AddOver(nn.Module):
+    """The sum, written over `x` where there is leave to, else over `fresh`.
+
+    A module, since one is not looked into where a graph is read again, as it is when it is unpickled.
+    """
+
+    def forward(self, fresh: Tensor, x: Tensor, overwrite: bool) -> Tensor:
+        """Return the sum."""
+        return x.add_(fresh) if overwrite else fresh.add_(x)
 
 
 def _spare_input(folded: nn.Module) -> None:
@@ -71,7 +80,8 @@ def _spare_input(folded: nn.Module) -> None:
         return
     with folded.graph.inserting_after(x):
         leave = folded.graph.placeholder("overwrite", default_value=False)
-    total.target, total.args = add_over, (*total.args, leave)
+    folded.add_submodule(ADD_OVER, AddOver())
+    total.op, total.target, total.args = "call_module", ADD_OVER, (*total.args, leave)
     folded.recompile()
 
 
