@@ -1,5 +1,6 @@
 """Soft execution against hard, and REINFORCE's gradients against enumeration or by hand."""
 
+from dataclasses import replace
 from itertools import product
 
 import pytest
@@ -243,7 +244,8 @@ def test_block_drops_reinforce_has_the_gradient_of_the_expected_reward(task_and_
         parts = len(task.decisions)
         columns = iter(plan.unflatten(1, (-1, parts))[:, forced // parts :].flatten(2).unbind(1))
         monkeypatch.setattr(torch, "multinomial", lambda *_, columns=columns, **__: next(columns).reshape(-1, 1))
-        pair = follow_both(task, start, gate, price, bound=0.8, forced=forced, generator=torch.Generator())
+        copy = replace(start, features=start.features.clone())  # it may be overwritten
+        pair = follow_both(task, copy, gate, price, bound=0.8, forced=forced, generator=torch.Generator())
         assert torch.equal(pair.drawn.actions, plan)
         advantage = episode_reward(reward, pair.drawn, labels, price, task, gate.macs()).detach() - 0.37
         log_prob, _ = pair.draws.judged(gate, 0.8)
