@@ -20,7 +20,7 @@ from skipgym.referee.compare import compare
 from skipgym.referee.plan import cells
 from skipgym.registry import Named
 
-from ..testing.tasks import SoundDepth
+from ..testing.sound import SoundDepth
 
 ROW = {
     "task", "backbone", "data", "split", "method", "price", "seed", "accuracy", "macs", "policy_macs", "full_macs",

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+from skipgym.envs import Task
 from skipgym.testing import RULES, SkippedRuleWarning, TaskError, check_task
 
 from . import tasks
@@ -119,8 +120,8 @@ def test_faults_are_told_apart(found):
 
 
 def test_every_broken_task_is_asked_for_and_every_rule_has_one():
-    broken = {kind for _, kind in inspect.getmembers(tasks, inspect.isclass) if issubclass(kind, tasks.Task)}
-    assert broken - {tasks.Task, *SOUND} == set(FAULTS)
+    broken = {kind for _, kind in inspect.getmembers(tasks, inspect.isclass) if issubclass(kind, Task)}
+    assert broken - {Task, *SOUND} == set(FAULTS)
     assert {rule for rule, _ in FAULTS.values()} == set(RULES)
 
 
