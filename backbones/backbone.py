@@ -139,11 +139,15 @@ class Backbone(nn.Module):
         """
         return self.stem_macs + sum(block.bypass_macs for block in self.blocks) + self.head_macs
 
+    @property
+    def own_blocks(self) -> list[nn.Module]:
+        """The network's own modules of the blocks."""
+        return [self.network.get_submodule(block.name) for block in self.blocks]
+
     def sources(self, kind: type[Source]) -> list[Source] | None:
         """Return the network's own modules of the blocks; None unless all are of a kind."""
-        found = [self.network.get_submodule(block.name) for block in self.blocks]
-        same = [one for one in found if isinstance(one, kind)]
-        return same if len(same) == len(found) else None
+        found = [one for one in self.own_blocks if isinstance(one, kind)]
+        return found if len(found) == len(self.blocks) else None
 
     def prepare(self, images: Tensor) -> Tensor:
         """Normalise images as the network was trained on them.

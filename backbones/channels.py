@@ -58,7 +58,7 @@ def gated_blocks(backbone: Backbone, groups: int) -> list[nn.Module]:
             f"groups: expected 2 or more, got {groups}. Between all channels and all channels there is nothing to "
             "choose; use 4."
         )
-    blocks = backbone.sources(nn.Module) or []
+    blocks = backbone.own_blocks
     for named, block in zip(backbone.blocks, blocks, strict=True):
         if (inner := inner_layers(block)) is None:
             raise ValueError(

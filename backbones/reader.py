@@ -113,8 +113,8 @@ class Reader(nn.Module):
 
     def first_sight(self, features: Tensor) -> Tensor:
         """Return what there is to remember of a glance or a preview. Shape (N, width or pixels) to (N, sight_size)."""
-        norm, *rest = self.from_glance
-        seen = nn.Sequential(*rest)(self.dropout(norm(features)))
+        norm, linear, relu = self.from_glance
+        seen = relu(linear(self.dropout(norm(features))))
         return self._placed(seen, seen.new_full((seen.shape[0], 1), float(self.moments)))
 
     def sight(self, features: Tensor, place: Tensor) -> Tensor:

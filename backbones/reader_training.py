@@ -95,8 +95,10 @@ class ReaderRecipe:
     def digest(self) -> str:
         """Return 16 hexadecimal digits that change with the recipe and with the training code's revision."""
         settings = asdict(self)
-        for name, usual in (("versions", 0), ("hidden", 64), ("dropout", 0.0)):
-            if settings[name] == usual:  # recipes without them keep their digests, and so their results
+        for name in ("versions", "hidden", "dropout"):
+            if settings[name] == getattr(
+                type(self), name
+            ):  # as usual: recipes without them keep their digests, and so their results
                 del settings[name]
         return settings_digest(REVISION, settings)
 

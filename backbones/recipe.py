@@ -32,7 +32,7 @@ READER_FIELDS = (
 REVISION = 1  # of the training code; raise it when the same recipe gives other weights
 # recipes without these keep their digits, and so their results
 _NEWER = ("exit_weights", "scales", "width_training", "token_dropout", "channel_groups")
-_NEWER_OF_READERS = {"reader_versions": 0, "reader_hidden": 64, "reader_dropout": 0.0}
+_NEWER_OF_READERS = ("reader_versions", "reader_hidden", "reader_dropout")
 _OF_TRAINED_EXITS = ("exits", "exit_head", "exit_alpha", "exit_epochs")
 
 
@@ -294,7 +294,7 @@ class PretrainConfig(Recipe):
         absent = {name for name in _NEWER if not content[name]}
         absent = absent - {"exit_weights"} if self.exits else absent | {*_OF_TRAINED_EXITS}
         absent |= set() if self.has_reader else {*READER_FIELDS}
-        absent |= {name for name, usual in _NEWER_OF_READERS.items() if content[name] == usual}
+        absent |= {name for name in _NEWER_OF_READERS if content[name] == getattr(type(self), name)}
         return {key: value for key, value in content.items() if key not in absent}
 
     def command(self) -> str:

@@ -11,7 +11,6 @@ from ..data import ImageData, Part
 from ..envs.engine import Engine
 from ..envs.recorded import Record, Recorded, tickets
 from ..envs.sb3_env import SkipSB3Env
-from ..envs.task import Task
 from .environments import episode
 from .ground import Ground
 from .race import TIMERS, Runner, Spread, race
@@ -45,14 +44,9 @@ def table_of(record: Record, data: ImageData, size: TableSize) -> tuple[Recorded
 
 
 def pace_of_table(
-    ground: Ground, task: Task, data: ImageData, size: TableSize, told: Callable[[], object] = lambda: None
+    ground: Ground, record: Record, data: ImageData, size: TableSize, told: Callable[[], object] = lambda: None
 ) -> dict[str, Any]:
-    """Return decisions per second for several numbers of slots: of the engine, and as stable-baselines3 sees it.
-
-    Raises:
-        ValueError: If the task has too many ways through.
-    """
-    record = task.record()
+    """Return decisions per second for several numbers of slots: of the engine, and as stable-baselines3 sees it."""
     table, tabled = table_of(record, data, size)
     runners: dict[str, Runner] = {}
     for count in size.envs:

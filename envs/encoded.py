@@ -98,5 +98,4 @@ class Sights(Record):
 def sizes(task: LookTask) -> list[int]:
     """Return how many numbers each part of a row has: first sight, what is shown, sights of all pieces, answer."""
     pieces, size = task.decisions[0] - 1, task.reader.sight_size
-    blank = task.begin(task.prepare(task.blank()))
-    return [size, blank.memory["shown"].shape[1], pieces * size, task.backbone.num_classes]
+    return [size, task.shown_size, pieces * size, task.backbone.num_classes]

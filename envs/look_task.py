@@ -33,6 +33,7 @@ class Looking(Task):
 
     Attributes:
         look_macs: Cost of one look, in MACs of one input.
+        shown_size: How many numbers the policy is shown of what is there at first.
         reader: Remembers, and answers.
     """
 
@@ -54,7 +55,7 @@ class Looking(Task):
             source: Numbers of what pieces are cut out of.
             shown: How many numbers of `start`'s `shown` the policy sees.
         """
-        self.horizon, self.decisions = looks, (1 + options,)
+        self.horizon, self.decisions, self.shown_size = looks, (1 + options,), shown
         self.row_sizes = [source, self.reader.memory_size, self.backbone.num_classes]
         self.observation_shape = (SIGNS + self.reader.shown_size + options + shown,)
 

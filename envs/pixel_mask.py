@@ -59,8 +59,7 @@ class PixelMask(Task):
                 "divisor of their side."
             )
         self.grid = height // tile
-        sources = net.sources(torch.nn.Module) or []
-        self.sparse = torch.nn.ModuleList(SparseBlock(*pair) for pair in zip(net.blocks, sources, strict=True))
+        self.sparse = torch.nn.ModuleList(SparseBlock(*pair) for pair in zip(net.blocks, net.own_blocks, strict=True))
         for block in net.blocks:
             if block.out_shape[1] % self.grid or block.out_shape[2] % self.grid:
                 raise ValueError(

@@ -78,8 +78,7 @@ def measured(config: Config) -> dict[str, Any]:
     """
     data = config.data()
     task = config.made(data)
-    if "table" in config.what:
-        task.record()
+    record = task.record() if "table" in config.what else None
     kinds: dict[What, Callable[[Callable[[], object]], Any]] = {
         "environments": lambda told: compare_environments(
             config, task, data, single_envs=config.single_envs, told=told
@@ -87,7 +86,7 @@ def measured(config: Config) -> dict[str, Any]:
         "learners": lambda told: {
             agent: spend(config, task, data, agent=agent, images=config.images) for agent in AGENTS
         },
-        "table": lambda told: pace_of_table(config, task, data, config.table, told),
+        "table": lambda told: pace_of_table(config, record or task.record(), data, config.table, told),
         "scaling": lambda told: scale_up(config, config.scale, told=told),
     }
     with tqdm(desc="bench", unit="run", leave=False, disable=None) as bar:

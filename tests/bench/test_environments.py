@@ -116,7 +116,8 @@ def test_table_stands_in_memory_with_its_rows_repeated():
 
 def test_table_is_timed_for_every_number_of_slots():
     ground = Ground(**SMALL)
-    found = pace_of_table(ground, *made(ground), TableSize(images=4, copies=2, envs=(3, 5)))
+    task, data = made(ground)
+    found = pace_of_table(ground, task.record(), data, TableSize(images=4, copies=2, envs=(3, 5)))
     assert (found["rows"], found["kept"]) == (8, "8 ways through")
     assert [name for name in found["per_second"] if "engine" in name] == ["engine, 3 slots", "engine, 5 slots"]
     assert all(spread["median"] > 0 for spread in found["per_second"].values())
@@ -124,7 +125,8 @@ def test_table_is_timed_for_every_number_of_slots():
 
 def test_encoded_frames_are_timed_where_ways_through_are_too_many():
     ground = Ground(**{**SMALL, "task": "frame-select", "task_options": {"looks": 6, "preview": 2}})
-    found = pace_of_table(ground, *made(ground), TableSize(images=4, copies=2, envs=(3,)))
+    task, data = made(ground)
+    found = pace_of_table(ground, task.record(), data, TableSize(images=4, copies=2, envs=(3,)))
     assert (found["rows"], found["kept"]) == (8, "8 encoded pieces")
     assert all(spread["median"] > 0 for spread in found["per_second"].values())
 
