@@ -26,28 +26,36 @@ _numbers = itertools.count()  # no two entrances are alike, or the exporter woul
 
 
 class Bill:
-    """What options cost, noted while decisions are traced, and summed up in one step when all are known."""
+    """What options and decisions cost, noted while they are traced, and summed up in one step when all are known."""
 
     def __init__(self):
         self.entries: list[tuple[int, list[float]]] = []
+        self.decisions: list[tuple[int, float]] = []
 
     def note(self, column: int, costs: Sequence[float]) -> None:
         """Note what the options of a column of the actions cost; those beyond the last cost as much as that."""
         self.entries.append((column, [float(cost) for cost in costs]))
 
-    def total(self, actions: Tensor, options: int) -> Tensor:
-        """Return what was chosen costs, nothing where actions are -1. Shape (N, columns) to (N,).
+    def note_decision(self, column: int, macs: float) -> None:
+        """Note what the policy spends on the decision whose first part is a column of the actions."""
+        self.decisions.append((column, macs))
+
+    def total(self, actions: Tensor, options: int) -> tuple[Tensor, Tensor]:
+        """Return the MACs of what was chosen, and the policy's, nothing where actions are -1. Each of shape (N,).
 
         Args:
-            actions: Below `options`.
+            actions: Below `options`. Shape (N, columns).
             options: As many as a decision has at most.
         """
         columns, dtype = actions.shape[1], cost_dtype(actions.device)
-        table = torch.zeros(columns, 1 + options, dtype=dtype)  # the first for -1
+        table = torch.zeros(columns, 1 + options, 2, dtype=dtype)  # the first for -1
         for column, costs in self.entries:
-            table[column, 1:] += torch.tensor([*costs, *costs[-1:] * (options - len(costs))], dtype=dtype)
+            table[column, 1:, 0] += torch.tensor([*costs, *costs[-1:] * (options - len(costs))], dtype=dtype)
+        for column, macs in self.decisions:
+            table[column, 1:, 1] += macs
         first = torch.arange(columns) * (1 + options) + 1
-        return table.flatten()[actions + first].sum(1)
+        found = table.flatten(0, 1)[actions + first].sum(1)
+        return found[:, 0], found[:, 1]
 
 
 class Traced(Choice):
@@ -109,11 +117,10 @@ def _zeros(shape: Sequence[int], x: Tensor) -> Tensor:
 
 @dataclass
 class _Way:
-    """What the tracer knows on its way: where it stands, what the policy remembers and has cost, what was decided."""
+    """What the tracer knows on its way: where it stands, what the policy remembers, what was decided."""
 
     state: State
     memory: Tensor | None
-    policy_macs: Tensor
     actions: dict[int, Tensor]
 
 
@@ -141,10 +148,11 @@ class TracedController(nn.Module):
         """
         dtype, parts = cost_dtype(image.device), len(self.task.decisions)
         self.bill.entries.clear()  # in place: what is set anew while tracing is lost
+        self.bill.decisions.clear()
         # One row of constants in place of N: they broadcast, and what is known is folded when the file is written.
         alive, macs = torch.ones(1), torch.full((1,), float(self.before_macs), dtype=dtype)
         start = replace(self.task.begin(self.task.prepare(image)), alive=alive, macs=macs)
-        way = _Way(start, None, torch.zeros(1, dtype=dtype), {})
+        way = _Way(start, None, {})
         while way.state.position < self.task.horizon:
             self._decide(way, price, always=way.state.alive is alive)
         state, nothing = way.state, price.new_full((price.shape[0], parts), -1, dtype=torch.long)
@@ -153,22 +161,20 @@ class TracedController(nn.Module):
                 f"export: expected an answer from {self.task.name} at its end, got none. Finish the state."
             )
         actions = torch.cat([way.actions.get(position, nothing) for position in range(self.task.horizon)], 1)
-        macs = state.macs + self.bill.total(actions, max(self.task.decisions)) + way.policy_macs
-        return state.answer, actions, macs, way.policy_macs
+        chosen, policy_macs = self.bill.total(actions, max(self.task.decisions))
+        return state.answer, actions, state.macs + chosen + policy_macs, policy_macs
 
     def _decide(self, way: _Way, price: Tensor, *, always: bool) -> None:
         """Let the policy decide once, unless a row has answered, and follow."""
-        state = way.state
+        state, column = way.state, way.state.position * len(self.task.decisions)
         seen = self.task.answer_now(state) if self.policy.sees_answer else self.task.observe(state)
-        spent = torch.tensor([float(self.policy.macs_at(state.position))], dtype=way.policy_macs.dtype)
+        self.bill.note_decision(column, float(self.policy.macs_at(state.position)))
         if always:
             actions, way.memory = self.policy.act(seen, state, price, way.memory)
         else:
             actions, way.memory = self._if_alive(way, seen, price)
-            spent = spent * state.alive
-        way.policy_macs = way.policy_macs + spent
         way.actions[state.position] = actions
-        after = self.task.step(state, Traced(actions, self.bill, state.position * len(self.task.decisions)))
+        after = self.task.step(state, Traced(actions, self.bill, column))
         if isinstance(after, list):
             raise ValueError(
                 f"export: expected {self.task.name} to keep its rows together, got {len(after)} cohorts after decision "

@@ -29,7 +29,7 @@ class Encoded(Recorded, Looking):
 
     def __init__(self, live: LookTask, rows: Tensor, images: Tensor, source: Tensor):
         super().__init__(live, images, source)
-        self.looker, self.look_macs = live, live.look_macs
+        self.looker, self.look_macs, self.signs_only = live, live.look_macs, live.signs_only
         self.row_sizes = [0, *live.row_sizes[1:]]
         first, shown, sights, answers = sizes(live)
         self.at_first = Column(rows, 0, (first + shown,))

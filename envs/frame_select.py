@@ -52,6 +52,8 @@ class FrameSelect(LookTask):
         preview: Likewise, side of each in the preview, in pixels; by default 4.
         looks: Frames looked at, at most.
         memory: The reader's: `gru`, `mean` or `slots`.
+        signs_only: Whether the policy sees of the answer and of where was looked alone: where images are few, it then
+            cannot learn them by heart.
     Version history:
         v0: first.
     """
@@ -69,8 +71,10 @@ class FrameSelect(LookTask):
         preview: int | None = None,
         looks: int = 3,
         memory: str | None = None,
+        signs_only: bool = False,
     ):
         super().__init__(backbone)
+        self.signs_only = signs_only
         reader = self.reader_of(self.backbone, {"moments": moments, "preview": preview, "memory": memory})
         for name, value in (("looks", looks), ("moments", reader.moments)):
             if not isinstance(value, int) or not 1 <= value <= 32:

@@ -34,12 +34,14 @@ class Looking(Task):
     Attributes:
         look_macs: Cost of one look, in MACs of one input.
         shown_size: How many numbers the policy is shown of what is there at first.
+        signs_only: Whether the policy sees nothing of what is there at first, nor of the reader's memory.
         reader: Remembers, and answers.
     """
 
     has_exits = True
     alike = True
     reaches_full = False
+    signs_only = False
     look_macs: int
 
     @property
@@ -55,9 +57,10 @@ class Looking(Task):
             source: Numbers of what pieces are cut out of.
             shown: How many numbers of `start`'s `shown` the policy sees.
         """
-        self.horizon, self.decisions, self.shown_size = looks, (1 + options,), shown
+        self.horizon, self.decisions, self.shown_size = looks, (1 + options,), 0 if self.signs_only else shown
         self.row_sizes = [source, self.reader.memory_size, self.backbone.num_classes]
-        self.observation_shape = (SIGNS + self.reader.shown_size + options + shown,)
+        details = 0 if self.signs_only else self.reader.shown_size + shown
+        self.observation_shape = (SIGNS + options + details,)
 
     @abstractmethod
     def glimpse(self, state: State, choice: Choice, onward: Choice) -> Tensor:
@@ -75,7 +78,7 @@ class Looking(Task):
         Args:
             source: What pieces are cut out of. Shape (N, *source).
             sight: What the reader remembers first, and answers from. Shape (N, sight_size).
-            shown: What the policy sees of it. Shape (N, shown).
+            shown: What the policy sees of it. Shape (N, shown_size).
             memory: What else rows carry along.
         """
         seen = self.reader.remember(None, sight)
@@ -97,6 +100,8 @@ class Looking(Task):
         """Return what the answer looks like, what is remembered, where was looked, and what was shown at first."""
         _, memory, logits = self.parts(state.features)
         seen = signs(logits, state.memory["votes"], state.position)
+        if self.signs_only:
+            return torch.cat([seen, state.memory["looked"]], 1)
         memory = self.reader.shown(memory, logits)
         return torch.cat([seen, memory, state.memory["looked"], state.memory["shown"]], 1)
 
@@ -242,7 +247,8 @@ class LookTask(Looking):
 
     def begin(self, inputs: Tensor) -> State:
         """See what is there at first, and answer from that."""
-        return self.start(inputs, *self.first(inputs))
+        sight, shown = self.first(inputs)
+        return self.start(inputs, sight, shown[:, : self.shown_size])
 
     def encode(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return all that looks can ever show of images, and nothing of their pixels.
@@ -253,7 +259,8 @@ class LookTask(Looking):
         """
         inputs = self.prepare(images)
         pieces = [self._sight(*self.cut(index, inputs)) for index in range(self.decisions[0] - 1)]
-        return *self.first(inputs), torch.stack(pieces, 1)
+        sight, shown = self.first(inputs)
+        return sight, shown[:, : self.shown_size], torch.stack(pieces, 1)
 
     def record(self) -> Record:
         """Return what a table keeps: each piece as the reader remembers it, however many ways through there are."""

@@ -60,6 +60,8 @@ class PatchCrop(LookTask):
         scales: Concentric squares of one crop, each twice as wide as the one before: RAM's retina.
         memory: The reader's: `gru` or `mean`.
         cells: On a side of the glance's features, as the policy sees them.
+        signs_only: Whether the policy sees of the answer and of where was looked alone: where images are few, it then
+            cannot learn them by heart.
     Version history:
         v0: first.
     """
@@ -79,8 +81,10 @@ class PatchCrop(LookTask):
         scales: int | None = None,
         memory: str | None = None,
         cells: int = 4,
+        signs_only: bool = False,
     ):
         super().__init__(backbone)
+        self.signs_only = signs_only
         for name, value, most in (("grid", grid, 16), ("looks", looks, 32), ("cells", cells, 16)):
             if not isinstance(value, int) or not 1 <= value <= most:
                 raise ValueError(f"{name}: expected 1 … {most}, got {value!r}. Change it.")

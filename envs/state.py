@@ -73,7 +73,7 @@ class State:
         return replace(
             self,
             answer=given if self.answer is None else self.answer + given,
-            macs=self.macs + share * macs,
+            macs=self.macs + share * macs if isinstance(macs, Tensor) or macs else self.macs,
             alive=self.alive - share,
         )
 

@@ -133,6 +133,10 @@ class _Scope:
             "Add": self._add,
             "Identity": self._same,
             "ReduceMean": self._mean,
+            "AveragePool": self._pool,
+            "MaxPool": self._pool,
+            "Mul": self._scale,
+            "ConstantOfShape": self._uniform,
             "Slice": self._slice,
             "Pad": self._pad,
             "If": self._choose,
@@ -292,6 +296,30 @@ class _Scope:
             return True
         self.emit("GlobalAveragePool", [found], f"{output}/pixel")
         self.emit("Flatten", [f"{output}/pixel"], output, domain="")
+        return True
+
+    def _pool(self, node: NodeProto) -> bool:
+        """Pool windows of height and width."""
+        found, attributes = self.find(node.input[0]), _attributes(node)
+        if found is None or len(node.output) > 1 or len(attributes["kernel_shape"]) != NATURAL - 2:
+            return False
+        self.emit(node.op_type, [found], self._new(node.output[0]), **attributes)
+        return True
+
+    def _scale(self, node: NodeProto) -> bool:
+        """Multiply by one number."""
+        known = [name for name in node.input if self.find(name)]
+        numbers = [name for name in node.input if (found := self._weight(name)) is not None and found.size == 1]
+        if len(known) != 1 or len(numbers) != 1:
+            return False
+        self.emit("Mul", [self.in_blocks(known[0]), numbers[0]], self._new(node.output[0]), domain="")
+        return True
+
+    def _uniform(self, node: NodeProto) -> bool:
+        """Of one number everywhere both layouts are the same."""
+        self._keep(node)
+        if self.fits(node.output[0]):
+            self.blocked[node.output[0]] = self.laid[node.output[0]] = node.output[0]
         return True
 
     def _slice(self, node: NodeProto) -> bool:

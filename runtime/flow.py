@@ -123,6 +123,9 @@ def _compared(graph: _Graph, option: str, index: int, name: str) -> tuple[str, l
 
     The parts of one decision are compared together, and split afterwards; what stands in the graph is used again.
     """
+    told = graph.producers().get(option)
+    if index == 1 and told is not None and told.op_type == "Cast" and _is_truth(graph.types.get(told.input[0])):
+        return told.input[0], []
     split = next((node for node in graph.nodes if node.op_type == "Split" and option in node.output), None)
     source = split.input[0] if split else option
     bound, made = f"{source}/bound/{index}", list[NodeProto]()
@@ -144,6 +147,10 @@ def _compared(graph: _Graph, option: str, index: int, name: str) -> tuple[str, l
             graph.types[parts.output[place]] = _like(graph.types.get(one), parts.output[place], TensorProto.BOOL)
         made.append(parts)
     return parts.output[list(split.output).index(option)], made
+
+
+def _is_truth(info: onnx.ValueInfoProto | None) -> bool:
+    return info is not None and info.type.tensor_type.elem_type == TensorProto.BOOL
 
 
 def _branch(graph: _Graph, result: str) -> list[NodeProto]:

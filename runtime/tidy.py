@@ -1,7 +1,7 @@
 """Leave out of a graph what changes nothing and what nobody uses: at this size of networks every node costs time."""
 
 import onnx
-from onnx import GraphProto, NodeProto, helper
+from onnx import GraphProto, NodeProto, helper, numpy_helper
 
 from .flow import branches, needed, renamed, uses
 
@@ -13,11 +13,14 @@ def tidied(model: onnx.ModelProto) -> onnx.ModelProto:
     graph = made.graph
     types = {one.name: one for one in (*graph.value_info, *graph.input)}
     ends, same, kept = {one.name for one in graph.output}, dict[str, str](), list[NodeProto]()
-    for node in graph.node:
-        if _changes_nothing(node, types) and node.output[0] not in ends:
-            same[node.output[0]] = same.get(node.input[0], node.input[0])
+    nothing = {one.name for one in graph.initializer if _is_no_cost(one)}
+    for one in graph.node:
+        node = renamed(one, same)
+        kept_input = _without(node, nothing) or (node.input[0] if _changes_nothing(node, types) else None)
+        if kept_input and node.output[0] not in ends:
+            same[node.output[0]] = kept_input
         else:
-            kept.append(renamed(node, same))
+            kept.append(node)
     _replace(graph, needed(kept, ends))
     return made
 
@@ -31,6 +34,19 @@ def _replace(graph: GraphProto, nodes: list[NodeProto]) -> None:
     graph.node.extend(nodes)
     graph.initializer.extend(weights)
     graph.value_info.extend(infos)
+
+
+def _is_no_cost(weight: onnx.TensorProto) -> bool:
+    """Return whether a weight is 0 in double precision, in which MACs are summed and nothing else is computed."""
+    return weight.data_type == onnx.TensorProto.DOUBLE and not numpy_helper.to_array(weight).any()
+
+
+def _without(node: NodeProto, nothing: set[str]) -> str | None:
+    """Return what a sum with nothing, or a product with nothing, is the same as."""
+    zeros = [name for name in node.input if name in nothing]
+    if not zeros or node.op_type not in ("Add", "Mul"):
+        return None
+    return zeros[0] if node.op_type == "Mul" else next((name for name in node.input if name not in nothing), zeros[0])
 
 
 def _changes_nothing(node: NodeProto, types: dict[str, onnx.ValueInfoProto]) -> bool:

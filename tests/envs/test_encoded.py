@@ -14,8 +14,13 @@ from skipgym.envs.table import tabulate
 
 from .conftest import follow
 
-LOOKS = {"crops": ("patch-crop", {"grid": 3}), "frames": ("frame-select", {}), "slots": ("frame-select", {})}
-"""By kind of reader; at six looks more ways through than anybody would follow: 1 + 9 + … + 9⁶, or 1 + 4 + … + 4⁶."""
+LOOKS = {
+    "crops": ("crops", "patch-crop", {"grid": 3}),
+    "frames": ("frames", "frame-select", {}),
+    "slots": ("slots", "frame-select", {}),
+    "signs": ("frames", "frame-select", {"signs_only": True}),
+}
+"""Reader, task, options; at six looks more ways through than anybody would follow: 1 + 9 + … + 9⁶, or 1 + 4 + … + 4⁶."""
 
 
 @pytest.fixture(autouse=True)
@@ -25,8 +30,8 @@ def cache(tmp_path, monkeypatch):
 
 @pytest.fixture(params=LOOKS)
 def live(request, random_backbone):
-    name, options = LOOKS[request.param]
-    return make_task(name, random_backbone(reader=request.param), looks=6, **options)
+    reader, name, options = LOOKS[request.param]
+    return make_task(name, random_backbone(reader=reader), looks=6, **options)
 
 
 @pytest.fixture
@@ -110,7 +115,8 @@ def test_mixtures_have_a_gradient_in_what_is_looked_at(live, encoded):
 
 
 def test_row_holds_first_sight_what_is_shown_all_pieces_and_the_answer(live):
-    shown = live.observation_shape[0] - 4 - live.reader.shown_size - (live.decisions[0] - 1)
+    details = live.observation_shape[0] - 4 - (live.decisions[0] - 1)
+    shown = 0 if live.signs_only else details - live.reader.shown_size
     width = live.reader.sight_size * live.decisions[0] + shown + live.backbone.num_classes
     assert Sights(live).width == width
     assert Sights(live).rows(live.blank()).shape == (1, width)

@@ -58,6 +58,21 @@ def follow(task, images, *paths):
     return rollout(task, task.prepare(images), lambda s: Hard(actions[s.rows, s.position]))
 
 
+@pytest.mark.parametrize(
+    ("name", "reader", "options"), [("frame-select", "frames", MOMENTS), ("patch-crop", "crops", 18)]
+)
+def test_policy_that_sees_signs_only_sees_no_features(name, reader, options, random_backbone):
+    """Two clips or images that differ, with the same answer and the same looks, are the same to it."""
+    task = make_task(name, random_backbone(reader=reader), signs_only=True)
+    assert task.observation_shape == (4 + options,)
+    state = task.begin(task.prepare(noise(2) if task.takes_clips else noise(2)[:, 0]))
+    state = task.step(state, Hard(torch.tensor([2, 2])))
+    seen = task.observe(state)
+    assert seen[:, 4:].tolist() == [[0.0, 1.0] + [0.0] * (options - 2)] * 2
+    sure = task.answer_now(state).softmax(1).amax(1)
+    torch.testing.assert_close(seen[:, 0], sure)
+
+
 class TestCost:
     def test_by_hand(self, task):
         """A GRU of 8: two products with 3 x 8 outputs; the preview 4 moments of 2 x 2; the answer 8 x 4."""

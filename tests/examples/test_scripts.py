@@ -1,5 +1,6 @@
 """The example scripts run. Those of libraries that are not ours to require are skipped where these are missing."""
 
+import re
 import sys
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
@@ -69,6 +70,31 @@ def test_single_file_ppo_learns_to_save(load, tiny):
 def test_torchrl_reads_the_ids(load, tiny):
     pytest.importorskip("torchrl")
     assert len(load("torchrl_ppo").main(**tiny, frames=180, batch=90)) == 2
+
+
+def test_controllers_are_timed_against_their_networks(load, monkeypatch, capsys):
+    pytest.importorskip("onnxscript")
+    module = load("controllers_in_time")
+    small = {"half": lambda: module.blocks("resnet8-w4", keep=lambda block: block == 1)}
+    monkeypatch.setattr(module, "CONTROLLERS", small)
+    monkeypatch.setattr(module, "IMAGES", 80)
+    module.main([], sizes=[(4, 2, 1)])
+    told = capsys.readouterr().out
+    assert re.fullmatch(r"half .*: compute 0\.4\d\d, .*realised \d.\d\d,  1 paths, \w+\n", told), told
+
+
+def test_controllers_that_are_timed_choose_among_all_options(load):
+    module = load("controllers_in_time")
+    made = [
+        module.blocks("resnet8-w4"),
+        module.exits("resnet8-w4", after=(1, 2)),
+        module.widths("slim-resnet8-w4"),
+        module.crops("resnet8-w4", side=16),
+    ]
+    options = [2, 2, 4, 5]
+    for controller, count in zip(made, options, strict=True):
+        actions = controller(module.pictures(controller.task.backbone)).actions
+        assert actions[:, 0].unique().tolist() == list(range(count))
 
 
 @pytest.mark.slow

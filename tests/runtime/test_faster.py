@@ -3,7 +3,7 @@
 import numpy as np
 import onnx
 import pytest
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 
 from skipgym import Controller, make_backbone
 from skipgym.agents.export import export_onnx
@@ -12,6 +12,7 @@ from skipgym.envs import make_task
 from skipgym.runtime import Runtime
 from skipgym.runtime.blocked import block_size, in_blocks, with_blocks
 from skipgym.runtime.flow import branches
+from skipgym.runtime.session import open_session
 from skipgym.runtime.tidy import tidied
 
 
@@ -73,6 +74,60 @@ def test_nodes_that_change_nothing_or_serve_nobody_are_left_out():
     graph = helper.make_graph(nodes, "g", [value("x", TensorProto.FLOAT, shape)], ends)
     kept = tidied(helper.make_model(graph)).graph.node
     assert [(node.op_type, list(node.input)) for node in kept] == [("Relu", ["x"]), ("AveragePool", ["y"])]
+
+
+def test_sums_and_products_with_no_cost_are_left_out():
+    value, ends = helper.make_tensor_value_info, ["y", "z", "w"]
+    nodes = [
+        helper.make_node("Mul", ["x", "zero"], ["none"]),
+        helper.make_node("Add", ["none", "x"], ["sum"]),
+        helper.make_node("Add", ["one", "sum"], ["y"]),
+        helper.make_node("Mul", ["x", "one"], ["z"]),
+        helper.make_node("Mul", ["u", "float"], ["w"]),  # a feature that is no number times 0 is none either
+    ]
+    weights = [
+        helper.make_tensor("zero", TensorProto.DOUBLE, [1], [0.0]),
+        helper.make_tensor("one", TensorProto.DOUBLE, [1], [1.0]),
+        helper.make_tensor("float", TensorProto.FLOAT, [1], [0.0]),
+    ]
+    given = [value("x", TensorProto.DOUBLE, [1]), value("u", TensorProto.FLOAT, [1])]
+    graph = helper.make_graph(nodes, "g", given, [value(one, TensorProto.DOUBLE, [1]) for one in ends], weights)
+    kept = tidied(helper.make_model(graph)).graph.node
+    assert [list(node.input) for node in kept] == [["one", "x"], ["x", "one"], ["u", "float"]]
+
+
+@pytest.mark.skipif(not block_size(), reason="the runtime lays channels out in no blocks on this processor")
+def test_pools_multiples_and_constants_stay_in_blocks():
+    """Convolution, maximum of windows, half of it, and zeros beside it: one reordering, at the end."""
+    channels, value = 16, helper.make_tensor_value_info
+    generator = np.random.default_rng(0)
+    kernel = generator.standard_normal((channels, 3, 1, 1)).astype(np.float32)
+    nodes = [
+        helper.make_node("Conv", ["x", "kernel"], ["c"]),
+        helper.make_node("MaxPool", ["c"], ["p"], kernel_shape=[2, 2], strides=[2, 2]),
+        helper.make_node("Mul", ["half", "p"], ["h"]),
+        helper.make_node(
+            "ConstantOfShape", ["shape"], ["k"], value=helper.make_tensor("v", TensorProto.FLOAT, [1], [3])
+        ),
+        helper.make_node("Add", ["h", "k"], ["y"]),
+    ]
+    weights = [
+        numpy_helper.from_array(kernel, "kernel"),
+        numpy_helper.from_array(np.float32(0.5), "half"),
+        numpy_helper.from_array(np.array([1, channels, 2, 2]), "shape"),
+    ]
+    known = [
+        value(name, TensorProto.FLOAT, [1, channels, side, side])
+        for name, side in zip("cphk", (4, 2, 2, 2), strict=True)
+    ]
+    given, end = (value(*one) for one in (("x", 1, [1, 3, 4, 4]), ("y", 1, [1, channels, 2, 2])))
+    graph = helper.make_graph(nodes, "g", [given], [end], weights, value_info=known)
+    model = with_blocks(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10))
+    assert [node.op_type for node in model.graph.node if node.op_type.startswith("Reorder")] == ["ReorderOutput"]
+    image = generator.standard_normal((1, 3, 4, 4)).astype(np.float32)
+    made = np.einsum("oi,nihw->nohw", kernel[:, :, 0, 0], image).reshape(1, channels, 2, 2, 2, 2).max((3, 5))
+    session = open_session(model.SerializeToString(), threads=1)
+    np.testing.assert_allclose(session.run(None, {"x": image})[0], made / 2 + 3, rtol=1e-5)
 
 
 def test_warm_runtime_of_a_policy_that_is_not_told_the_price_answers(exported, images, pixels):
