@@ -20,7 +20,7 @@ LOOKS = {
     "slots": ("slots", "frame-select", {}),
     "signs": ("frames", "frame-select", {"signs_only": True}),
 }
-"""Reader, task, options; at six looks more ways through than anybody would follow: 1 + 9 + … + 9⁶, or 1 + 4 + … + 4⁶."""
+"""Reader, task, options. At six looks nobody would follow all ways through: 1 + 9 + … + 9⁶, or 1 + 4 + … + 4⁶."""
 
 
 @pytest.fixture(autouse=True)
