@@ -117,7 +117,8 @@ def _drawn(task: Task, out: float) -> float:
 
 def random_policy(task: Task, compute: float, *, seed: int = 0) -> RandomPolicy:
     """Return the random policy of a given compute."""
-    return RandomPolicy(random_rate(task, compute), task.decisions, alike=task.alike, seed=seed)
+    rate, coordinates = random_rate(task, compute), task.coordinates
+    return RandomPolicy(rate, task.decisions, alike=task.alike, coordinates=coordinates, seed=seed)
 
 
 def best_static(task: Task, part: Part, compute: float, *, images: int = 1000) -> StaticPolicy:

@@ -35,6 +35,8 @@ class Decision:
         policy_macs: Spent by the policy. Shape (N,).
         actions: What was decided about each of the task's pieces; -1 where nothing was. Shape (N, pieces).
         compute: `macs` as a share of the full network's. Shape (N,).
+        places: Where, of tasks whose decisions have a place, in -1 … 1; NaN where none was said. Shape
+            (N, horizon, coordinates).
     """
 
     logits: Tensor
@@ -42,6 +44,7 @@ class Decision:
     policy_macs: Tensor
     actions: Tensor
     compute: Tensor
+    places: Tensor | None = None
 
     @property
     def labels(self) -> Tensor:
@@ -83,8 +86,10 @@ class Controller(nn.Module):
         runs = [self._run(batch, price) for batch in images.split(batch_size)]
         logits, macs, actions = (torch.cat([getattr(r, f) for r, _ in runs]) for f in ("logits", "macs", "actions"))
         policy_macs = torch.cat([spent for _, spent in runs])
+        places = [run.places for run, _ in runs if run.places is not None]
         macs = macs + policy_macs
-        return Decision(logits, macs, policy_macs, actions, macs / self.task.full_macs)
+        compute = macs / self.task.full_macs
+        return Decision(logits, macs, policy_macs, actions, compute, torch.cat(places) if places else None)
 
     def _run(self, images: Tensor, price: float) -> tuple[Run, Tensor]:
         """Return what became of the images, and what the policy cost each."""

@@ -62,6 +62,11 @@ def export_onnx(controller: Controller, path: str | Path, *, input_type: InputTy
             f"export: expected a task whose options are ways through the network, got {controller.task.name}, which "
             "leaves out places within it. Serve it by skipgym.Controller instead."
         )
+    if controller.task.coordinates:
+        raise ValueError(
+            f"export: expected a task whose decisions are among options, got {controller.task.name} whose places are "
+            "numbers. Take places of a grid, --task-options places grid, or serve it by skipgym.Controller instead."
+        )
     model = _written(controller, input_type)
     _put(path, model)
     return path

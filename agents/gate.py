@@ -172,6 +172,7 @@ class Gate(nn.Module):
         hidden: Width.
         recurrent: Whether an LSTM remembers earlier positions.
         alike: Whether options above 0 are alike, see `Task`.
+        coordinates: Of the place that a decision has, see `Task`.
     """
 
     def __init__(
@@ -182,16 +183,20 @@ class Gate(nn.Module):
         hidden: int = 64,
         recurrent: bool = False,
         alike: bool = False,
+        coordinates: int = 0,
     ):
         super().__init__()
-        self.alike = alike
+        self.alike, self.coordinates = alike, coordinates
         self.layout, self.decisions, self.hidden, self.recurrent = layout, tuple(decisions), hidden, recurrent
         self.trunk = make_trunk(layout, hidden)
         self.core = nn.LSTMCell(hidden, hidden) if recurrent else None
-        self.head = nn.Linear(hidden, sum(decisions))
+        self.head = nn.Linear(hidden, sum(decisions) + coordinates)
 
     def forward(self, observation: Tensor, memory: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
-        """Return the logits of all parts side by side (N, sum of decisions), and the memory (N, 2·hidden) or None."""
+        """Return the logits of all parts side by side, and the memory (N, 2·hidden) or None.
+
+        Where a decision has a place, that stands behind them, see `split`. Shape (N, sum of decisions + coordinates).
+        """
         return self._decide(self.trunk(observation), memory)
 
     def at(
@@ -206,6 +211,13 @@ class Gate(nn.Module):
         before = x.new_zeros(x.shape[0], 2 * self.hidden) if memory is None else memory
         hidden, cell = self.core(x, tuple(part.contiguous() for part in before.chunk(2, 1)))
         return self.head(hidden), torch.cat([hidden, cell], 1)
+
+    def split(self, outputs: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Return logits (N, sum of decisions), and the place (N, coordinates) in -1 … 1, None where there is none."""
+        if not self.coordinates:
+            return outputs, None
+        logits, place = outputs.split([sum(self.decisions), self.coordinates], 1)
+        return logits, place.clamp(-1, 1)
 
     def macs(self) -> int:
         """Return the cost of one decision, in MACs."""

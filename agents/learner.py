@@ -65,8 +65,8 @@ class Setting:
     def gate(self, *, recurrent: bool = False) -> Gate:
         """Return a new gate, the same architecture for every learner."""
         task = self.task
-        gate = Gate(self.layout, task.decisions, hidden=self.hidden, recurrent=recurrent, alike=task.alike)
-        return gate.to(task.device)
+        shape = {"hidden": self.hidden, "recurrent": recurrent, "alike": task.alike, "coordinates": task.coordinates}
+        return Gate(self.layout, task.decisions, **shape).to(task.device)
 
     def on(self, task: Task, most: int) -> "Setting":
         """Return the same for another task, with at most so many episodes at a time."""
@@ -97,7 +97,10 @@ class Setting:
             if self.task.alike:
                 taken = 1 + (torch.rand(keep.shape, generator=generator) * taken).long()
             actions = keep * taken
-            seen.append(engine.step(actions.squeeze(1) if len(decisions) == 1 else actions).observation)
+            if self.task.coordinates:
+                where = 2 * torch.rand((self.num_envs, self.task.coordinates), generator=generator) - 1
+                actions = torch.cat([actions, where], 1)
+            seen.append(engine.step(actions.squeeze(1) if actions.shape[1] == 1 else actions).observation)
         engine.drain()
         return torch.cat(seen)
 

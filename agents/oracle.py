@@ -94,8 +94,14 @@ def paths_to_follow(task: Task, limit: int) -> tuple[list[Path], bool]:
     """Return all of a task's paths, or those worth trying, and whether it is all of them.
 
     Raises:
-        ValueError: If there are more than `limit`, of decisions that have not two options.
+        ValueError: If there are more than `limit`, of decisions that have not two options; or their places are numbers.
     """
+    if task.coordinates:
+        raise ValueError(
+            f"paths: expected decisions among options, which can all be followed, got {task.name} whose places are "
+            "numbers. Take places of a grid, --task-options places grid, or a learner that draws or descends: ppo, "
+            "a2c, gumbel."
+        )
     if task.paths is not None and len(task.paths) <= limit:
         return task.paths, True
     pieces = list(task.decisions) * task.horizon

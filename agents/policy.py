@@ -41,7 +41,8 @@ class Policy(nn.Module, ABC):
             memory: What the last call returned for these rows; None at first.
 
         Returns:
-            Actions, shape (N, parts), and memory, shape (N, ...) or None.
+            Actions, shape (N, parts), and memory, shape (N, ...) or None. Actions are options; where decisions have a
+            place, they may be elements of the task's action space instead, shape (N, 1 + coordinates).
         """
 
     def macs_at(self, position: int) -> int:
@@ -73,9 +74,11 @@ class GatePolicy(Policy):
         Raises:
             ValueError: If the logits are not finite.
         """
-        logits, memory = self.gate.at(state.position, features, price, memory)
-        check_logits(logits)
-        return greedy(logits, self.gate.decisions, shift=self.shift, alike=self.gate.alike), memory
+        outputs, memory = self.gate.at(state.position, features, price, memory)
+        check_logits(outputs)
+        logits, place = self.gate.split(outputs)
+        actions = greedy(logits, self.gate.decisions, shift=self.shift, alike=self.gate.alike)
+        return actions if place is None else torch.cat([actions, place], 1), memory
 
     def config(self) -> dict[str, Any]:
         """Return how to build it again (JSON)."""
@@ -88,6 +91,7 @@ class GatePolicy(Policy):
             "recurrent": gate.recurrent,
             "alike": gate.alike,
             "shift": self.shift,
+            **({"coordinates": gate.coordinates} if gate.coordinates else {}),
         }
 
 
@@ -134,11 +138,15 @@ class RandomPolicy(Policy):
         rate: 0 takes option 0 everywhere, 1 the last, or any other where they are alike.
         decisions: Options of each part.
         alike: Whether the options above 0 are alike, as places are.
+        coordinates: Of the place that a decision has; any is as likely as another.
         seed: Of its generator.
     """
 
-    def __init__(self, rate: float, decisions: Sequence[int], *, alike: bool = False, seed: int = 0):
+    def __init__(
+        self, rate: float, decisions: Sequence[int], *, alike: bool = False, coordinates: int = 0, seed: int = 0
+    ):
         super().__init__()
+        self.coordinates = coordinates
         if not 0 <= rate <= 1:
             raise ValueError(f"rate: expected 0 … 1, got {rate}.")
         self.rate, self.decisions = rate, tuple(decisions)
@@ -154,7 +162,11 @@ class RandomPolicy(Policy):
             * (1 + torch.bucketize(which[:, part].contiguous(), _shares(weights[1:])))
             for part, weights in enumerate(self.weights)
         ]
-        return torch.stack(parts, 1).to(features.device), None
+        actions = torch.stack(parts, 1)
+        if self.coordinates:
+            place = 2 * torch.rand((len(features), self.coordinates), generator=self.generator) - 1
+            actions = torch.cat([actions, place], 1)
+        return actions.to(features.device), None
 
 
 def _shares(weights: Sequence[float]) -> Tensor:
@@ -182,7 +194,7 @@ def make_policy(config: dict[str, Any]) -> Policy:
     if config["kind"] == "gate":
         layout = Layout(tuple(config["layout"]["shape"]), config["layout"]["positions"], config["layout"]["priced"])
         shape = {"hidden": config["hidden"], "recurrent": config["recurrent"], "alike": config.get("alike", False)}
-        gate = Gate(layout, config["decisions"], **shape)
+        gate = Gate(layout, config["decisions"], coordinates=config.get("coordinates", 0), **shape)
         return GatePolicy(gate, shift=config.get("shift", 0.0))
     raise ValueError(
         f"policy: expected kind gate, path, static or threshold, got {config['kind']!r}. It needs a newer skipgym."
@@ -222,7 +234,7 @@ class Decider:
             if self.memory is None:
                 self.memory = memory.new_zeros(len(self.price), *memory.shape[1:])
             self.memory[state.rows] = memory
-        choice = Hard(actions.squeeze(1) if actions.shape[1] == 1 else actions)
+        choice = self.task.choice(actions)
         self.view.decided(state, choice)
         return choice
 

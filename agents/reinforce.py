@@ -31,14 +31,16 @@ class ReinforceOptions:
     """Probabilities are pulled in: p becomes bound·p + (1 - bound)·(1 - p)."""
     curriculum: float = 0.3
     """Share of training over which decisions are released one by one, from the last backwards; the others execute."""
+    spread: float = 0.2
+    """Standard deviation with which continuous places, -1 … 1, are drawn around the gate's (RAM, Mnih et al. 2014)."""
 
     def __post_init__(self) -> None:
         """Check the ranges."""
         shares = 0.5 < self.bound <= 1 and 0 <= self.curriculum <= 1
-        if min(self.learning_rate, self.batch_size) <= 0 or self.entropy < 0 or not shares:
+        if min(self.learning_rate, self.batch_size, self.spread) <= 0 or self.entropy < 0 or not shares:
             raise ValueError(
-                "reinforce: expected learning_rate and batch_size > 0, entropy >= 0, bound in (0.5, 1], curriculum in "
-                f"[0, 1]; got {self}."
+                "reinforce: expected learning_rate, batch_size and spread > 0, entropy >= 0, bound in (0.5, 1], "
+                f"curriculum in [0, 1]; got {self}."
             )
 
 
@@ -87,12 +89,13 @@ class Reinforce(Learner):
             state, labels, prices = engine.deal()
             before = right_probability(task.answer_now(state), labels) if setting.reward.gain_over else None
             forced = _forced(task, monitor.done_share, options.curriculum)
-            pair = follow_both(task, state, gate, prices, bound=options.bound, forced=forced, generator=generator)
+            how = {"bound": options.bound, "spread": options.spread}
+            pair = follow_both(task, state, gate, prices, forced=forced, generator=generator, **how)
             rewards = [
                 episode_reward(setting.reward, run, labels, prices, task, policy.macs, before)
                 for run in (pair.drawn, pair.greedy)
             ]
-            log_prob, entropy = pair.draws.judged(gate, options.bound)
+            log_prob, entropy = pair.draws.judged(gate, options.bound, options.spread)
             loss = -((rewards[0] - rewards[1]) * log_prob).mean() - options.entropy * entropy.mean()
             optimizer.zero_grad()
             loss.backward()

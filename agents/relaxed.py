@@ -117,8 +117,9 @@ class SoftDecider:
     def __call__(self, state: State) -> Metered:
         """Decide for all rows."""
         observation = self.gate.layout.join(self.task.observe(state), state.position, self.price)
-        logits, self.memory = self.gate(observation, self.memory)
-        check_logits(logits.detach())
+        outputs, self.memory = self.gate(observation, self.memory)
+        check_logits(outputs.detach())
+        logits, place = self.gate.split(outputs)
         parts = list(logits.split(list(self.gate.decisions), 1))
         weights = [self.draw(part) for part in parts]
         self.observations.append(observation.detach())
@@ -126,7 +127,7 @@ class SoftDecider:
         self.drawn_from += parts
         self.before.append(state.macs)
         self.macs = self.macs + state.alive * self.gate_macs
-        return Metered(weights, self.spent, self.mixed)
+        return Metered(weights, self.spent, self.mixed).placed(place)
 
     def logits(self) -> list[Tensor]:
         """Return the logits of each piece so far, each (N, options); gradients take the observations as given.
@@ -137,7 +138,8 @@ class SoftDecider:
         logits: list[Tensor] = []
         memory = None
         for observation in self.observations:
-            joined, memory = self.gate(observation, memory)
+            outputs, memory = self.gate(observation, memory)
+            joined, _ = self.gate.split(outputs)
             logits += joined.split(list(self.gate.decisions), 1)
         return logits
 

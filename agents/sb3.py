@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
+from math import log
 from typing import Any
 
 import torch
@@ -18,9 +19,12 @@ from ..envs.engine import Engine
 from ..envs.observation import Layout
 from ..envs.sb3_env import SkipSB3Env
 from ..envs.task import Task
-from .gate import make_trunk, open_wide
+from .gate import OPEN_BIAS, make_trunk, open_wide
 from .learner import Learner, Setting, register_agent
 from .policy import GatePolicy
+
+SPREAD = 0.3
+"""Standard deviation at the start of numbers that are drawn, where decisions have a place; it is learned."""
 
 
 class TrunkExtractor(BaseFeaturesExtractor):
@@ -78,6 +82,8 @@ def train_sb3(setting: Setting, build: type[BaseAlgorithm], defaults: dict[str, 
     }
     if build is not DQN:
         policy_kwargs["share_features_extractor"] = False
+    if setting.task.coordinates:
+        policy_kwargs["log_std_init"] = log(SPREAD)
     if recurrent:
         policy_kwargs |= {"lstm_hidden_size": setting.hidden, "enable_critic_lstm": True}
     model = build(
@@ -103,7 +109,7 @@ def extract(model: BaseAlgorithm, setting: Setting, recurrent: bool | None = Non
     gate = policy.gate
     trunk, head = _actor(model)
     gate.trunk.load_state_dict(trunk.state_dict())
-    gate.head.load_state_dict(head.state_dict())
+    gate.head.load_state_dict(_mean_head(model, head) if gate.coordinates else head.state_dict())
     if gate.core is not None and core is not None:
         gate.core.load_state_dict({key.removesuffix("_l0"): value for key, value in core.state_dict().items()})
     return policy
@@ -121,6 +127,20 @@ def _actor(model: BaseAlgorithm) -> tuple[nn.Module, nn.Linear]:
     return policy.pi_features_extractor.trunk, policy.action_net
 
 
+@torch.no_grad()
+def _mean_head(model: BaseAlgorithm, head: nn.Linear) -> dict[str, torch.Tensor]:
+    """Return the last layer of a Gaussian's means as our gate's: logits of leaving and of looking, and the place.
+
+    That a normal number of mean m lies above 0 is nearly as likely as a logistic one of 1.7 m / its deviation.
+    """
+    policy: Any = model.policy
+    scale = 1.7 / policy.log_std[0].exp()
+    return {
+        name: torch.cat([torch.zeros_like(rows[:1]), scale * rows[:1], rows[1:]])
+        for name, rows in head.state_dict().items()
+    }
+
+
 def _fit(model: BaseAlgorithm, observations: torch.Tensor) -> None:
     """Standardise the inputs of every trunk in the model."""
     for module in model.policy.modules():
@@ -131,6 +151,10 @@ def _fit(model: BaseAlgorithm, observations: torch.Tensor) -> None:
 def _open(model: BaseAlgorithm, task: Task) -> None:
     """Let the actor begin near the full network."""
     if isinstance(model, DQN):
+        return
+    if task.coordinates:
+        with torch.no_grad():
+            _actor(model)[1].bias[0] += SPREAD * OPEN_BIAS / 1.7  # as likely to look as `open_wide` makes it
         return
     open_wide(_actor(model)[1], task.decisions, alike=task.alike)
 
@@ -206,8 +230,9 @@ class DQNLearner(Learner):
         return train_sb3(setting, DQN, defaults, recurrent=False)
 
     def check(self, task: Task, options: Mapping[str, Any]) -> None:
-        if len(task.decisions) != 1:
+        if len(task.decisions) != 1 or task.coordinates:
+            got = "a place" if task.coordinates else f"{len(task.decisions)}"
             raise ValueError(
-                f"agent dqn: expected a task whose decision has one part, got {task.name} with "
-                f"{len(task.decisions)}. Use ppo, a2c or reinforce, or another task."
+                f"agent dqn: expected a task whose decision has one part, got {task.name} with {got}. Use ppo or a2c, "
+                "or another task."
             )

@@ -30,6 +30,7 @@ class Draws:
         rows: For which input. Shape (M,).
         actions: What was drawn. Shape (M, parts).
         free: 1 where it was drawn, 0 where it was forced. Shape (M, parts).
+        places: Where, as drawn, if decisions have a place; else nothing. Shape (M, coordinates).
         count: N.
     """
 
@@ -37,17 +38,25 @@ class Draws:
     rows: Tensor
     actions: Tensor
     free: Tensor
+    places: Tensor
     count: int
 
-    def judged(self, gate: Gate, bound: float) -> tuple[Tensor, Tensor]:
-        """Return the logarithm of how likely an input's draws were, and their entropy; with gradients. Each (N,)."""
-        parts = by_part(gate(self.observations)[0], gate.decisions)
+    def judged(self, gate: Gate, bound: float, spread: float = 1.0) -> tuple[Tensor, Tensor]:
+        """Return the logarithm of how likely an input's draws were, and their entropy; with gradients. Each (N,).
+
+        Of places it is the density, without its constant; their entropy is constant, and left out. `spread` as drawn.
+        """
+        logits, means = gate.split(gate(self.observations)[0])
+        parts = by_part(logits, gate.decisions)
         probabilities = [bounded(part.softmax(2), bound) for part in parts]
         actions = self.actions.split([part.shape[1] for part in parts], 1)
         pairs = list(zip(probabilities, actions, strict=True))
         logs = [part.gather(2, taken.unsqueeze(2))[:, :, 0].log() for part, taken in pairs]
-        spreads = [-(part * part.log()).sum(2) for part in probabilities]
-        return self._summed(logs), self._summed(spreads)
+        entropies = [-(part * part.log()).sum(2) for part in probabilities]
+        if means is not None:  # a decision of one part, whose place matters where it looks
+            density = -((self.places - means) / spread).square().sum(1, keepdim=True) / 2
+            logs = [logs[0] + (self.actions > 0) * density]
+        return self._summed(logs), self._summed(entropies)
 
     def _summed(self, parts: Sequence[Tensor]) -> Tensor:
         """Add up what was free, for each input."""
@@ -94,18 +103,31 @@ class Twins:
         bound: See `bounded`.
         forced: So many pieces from the first on are always executed, by both.
         generator: Of the draws.
+        spread: Standard deviation of places around the gate's.
     """
 
-    def __init__(self, task: Task, gate: Gate, price: Tensor, *, bound: float, forced: int, generator: torch.Generator):
+    def __init__(
+        self,
+        task: Task,
+        gate: Gate,
+        price: Tensor,
+        *,
+        bound: float,
+        forced: int,
+        generator: torch.Generator,
+        spread: float = 0.0,
+    ):
         self.task, self.gate, self.bound, self.forced, self.generator = task, gate, bound, forced, generator
+        self.spread = spread
         self.count, self.price = len(price), price.repeat(2)
         self.onward = torch.tensor(task.onward, device=price.device)
         self.free = torch.arange(len(task.pieces), device=price.device) >= forced
         self.view = View(task, 2 * self.count)
         self.actions = torch.full((2 * self.count, len(task.pieces)), -1, device=price.device)
+        self.places = price.new_zeros((2 * self.count, task.horizon, task.coordinates))
         self.parted = torch.zeros(self.count, dtype=torch.bool, device=price.device)
         self.shared = torch.zeros_like(price, dtype=cost_dtype(price.device))
-        self.kept: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
+        self.kept: list[tuple[Tensor, ...]] = []
         self.room: Tensor | None = None
 
     def decide(self, state: State) -> State:
@@ -116,27 +138,30 @@ class Twins:
             self.actions[state.rows, here] = self.onward[here]
             return state
         seen, price, free = self.view.look(state), self.price[state.rows], self.free[here]
-        logits, _ = self.gate.at(state.position, seen, price)
-        check_logits(logits)
+        outputs, _ = self.gate.at(state.position, seen, price)
+        check_logits(outputs)
+        logits, place = self.gate.split(outputs)
         mine = (state.rows < self.count).nonzero()[:, 0]
         best, drawn = greedy(logits, self.gate.decisions, alike=self.gate.alike), self._draw(logits[mine])
         if here.start < self.forced:
             best, drawn = (torch.where(free, taken, self.onward[here]) for taken in (best, drawn))
         rows = state.rows[mine]
         observations = self.gate.layout.join(seen[mine], state.position, price[mine])
-        self.kept.append((observations, rows, drawn, free.expand_as(drawn)))
-        differs = (drawn != best[mine]).any(1) & ~self.parted[rows]
+        where = self._place(state, place, mine)
+        self.kept.append((observations, rows, drawn, free.expand_as(drawn), where))
+        differs = (drawn != best[mine]).any(1) if place is None else (drawn + best[mine] > 0).any(1)
         self.actions[state.rows, here] = best
-        state = self._part(state, mine[differs])
-        self.actions[rows, here] = drawn
+        state = self._part(state, mine[differs & ~self.parted[rows]])
+        self.actions[rows, here], self.places[rows, state.position] = drawn, where.clamp(-1, 1)
         return state
 
     def choice(self, state: State) -> Hard:
         """Return what was decided for a cohort."""
         parts = len(self.task.decisions)
         first = state.position * parts
-        actions = self.actions[state.rows, first : first + parts]
-        choice = Hard(actions.squeeze(1) if parts == 1 else actions)
+        choice = self.task.choice(self.actions[state.rows, first : first + parts])
+        if self.task.coordinates and first >= self.forced:
+            choice = choice.placed(self.places[state.rows, state.position])
         self.view.decided(state, choice)
         return choice
 
@@ -164,6 +189,14 @@ class Twins:
             drawn.append(torch.multinomial(likely, 1, generator=self.generator).view(part.shape[:2]))
         return torch.cat(drawn, 1)
 
+    def _place(self, state: State, place: Tensor | None, mine: Tensor) -> Tensor:
+        """Keep where the gate would look, and draw places around that for some rows. Shape (M, coordinates)."""
+        if place is None:
+            return self.places[mine, 0]
+        self.places[state.rows, state.position] = place
+        noise = torch.randn(place[mine].shape, generator=self.generator, device=place.device)
+        return place[mine] + self.spread * noise
+
     def _part(self, state: State, index: Tensor) -> State:
         """Add the greedy twins of some rows, which have gone the same way so far."""
         if not len(index):
@@ -171,7 +204,7 @@ class Twins:
         old = state.select(index)
         new = replace(old, rows=old.rows + self.count)
         self.parted[old.rows], self.shared[old.rows] = True, old.macs
-        self.actions[new.rows] = self.actions[old.rows]
+        self.actions[new.rows], self.places[new.rows] = self.actions[old.rows], self.places[old.rows]
         self.view.copy(old.rows, new.rows)
         return self._join(state, new)
 
@@ -188,7 +221,15 @@ class Twins:
 
 @torch.no_grad()
 def follow_both(
-    task: Task, start: State, gate: Gate, price: Tensor, *, bound: float, forced: int, generator: torch.Generator
+    task: Task,
+    start: State,
+    gate: Gate,
+    price: Tensor,
+    *,
+    bound: float,
+    forced: int,
+    generator: torch.Generator,
+    spread: float = 0.0,
 ) -> Pair:
     """Run inputs from a state before the first decision, as drawn from a gate and as it likes best.
 
@@ -200,8 +241,9 @@ def follow_both(
         bound: See `bounded`.
         forced: So many pieces from the first on are always executed; not all.
         generator: Of the draws.
+        spread: Standard deviation of places around the gate's, where decisions have a place.
     """
-    twins = Twins(task, gate, price, bound=bound, forced=forced, generator=generator)
+    twins = Twins(task, gate, price, bound=bound, forced=forced, generator=generator, spread=spread)
     cohorts, answered = [start], []
     while cohorts:
         cohorts, done = advance(task, [twins.decide(state) for state in cohorts], twins.choice, spare=True)

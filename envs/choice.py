@@ -5,7 +5,9 @@ A task asks its choice what becomes of the computation; it never knows who choos
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from copy import copy
 from functools import partial
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -26,9 +28,12 @@ class Choice(ABC):
     Attributes:
         gathers: Whether what is left out within a row, a token or a place, is not to be computed; else all of it is
             computed, and masked.
+        place: Where, of tasks whose decisions have a place beside their option; None where none is said. Shape
+            (N, coordinates), in -1 … 1.
     """
 
     gathers: bool = False
+    place: Tensor | None = None
 
     @abstractmethod
     def among(self, branches: Sequence[Branch], x: Tensor) -> Tensor:
@@ -75,6 +80,14 @@ class Choice(ABC):
     @abstractmethod
     def binary(self) -> "Choice":
         """Return the choice between option 0 and all others together, as options 0 and 1."""
+
+    def placed(self, place: Tensor | None) -> Self:
+        """Return the same choice at a place. Shape (N, coordinates)."""
+        if place is None:
+            return self
+        choice = copy(self)
+        choice.place = place
+        return choice
 
     def taken(self, options: int) -> Tensor | None:
         """Return the one option of so many that each row takes, shape (N,); None where any are mixed."""
@@ -152,7 +165,7 @@ class Hard(Choice):
 
     def in_place(self) -> "Hard":
         """Return the same actions; rows that a branch leaves `unchanged` then stay where they are."""
-        return type(self)(self.actions, overwrites=True)
+        return type(self)(self.actions, overwrites=True).placed(self.place)
 
     def astray(self) -> tuple[Tensor, Tensor] | None:
         """Return as few pairs as can be: those of option 0 come to lie in front, or behind the others."""
@@ -169,7 +182,8 @@ class Hard(Choice):
 
     def select(self, rows: Tensor) -> "Hard":
         """Return the actions of some rows."""
-        return type(self)(self.actions[rows], overwrites=self.overwrites)
+        place = None if self.place is None else self.place[rows]
+        return type(self)(self.actions[rows], overwrites=self.overwrites).placed(place)
 
     def cost(self, costs: Sequence[float]) -> Tensor:
         """Return the cost of the chosen option. Shape (N,)."""

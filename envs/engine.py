@@ -124,7 +124,8 @@ class Engine:
         """Decide once in every slot.
 
         Args:
-            actions: Shape (N,) or (N, parts), integers.
+            actions: Elements of the task's action space. Shape (N,) or (N, parts), integers; (N, 1 + coordinates)
+                where decisions have a place.
             deal: Where an episode ends, begin the next at once (SAME_STEP); otherwise the slot stays empty and its
                 observation is zero.
 
@@ -133,20 +134,19 @@ class Engine:
         """
         if not self.cohorts:
             raise ResetNeeded("No episode is under way: expected reset(), got step().")
-        actions = actions.to(self.slots.device)
+        decision = self.task.choice(actions.to(self.slots.device), self.choose)
         parts = len(self.task.decisions)
 
         def decide(state: State) -> Hard:
-            chosen = actions[state.rows]
-            self.tally.count(state.position * parts, chosen)
-            choice = self.choose(chosen)
+            choice = decision.select(state.rows)
+            self.tally.count(state.position * parts, choice.actions)
             self.view.decided(state, choice)
             return choice
 
         base = self._gain_base()
         self.cohorts, answered = advance(self.task, self.cohorts, decide, spare=True)
         self.decided += 1
-        reward = self._pay_step(actions, self.cohorts + answered, base)
+        reward = self._pay_step(decision.actions, self.cohorts + answered, base)
         self.returns += reward
         done, correct, macs, kept = reward.new_zeros((4, self.num_envs)).unbind()
         if answered:

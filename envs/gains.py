@@ -44,7 +44,11 @@ class Gains:
         states, spent = [], 0.0
         for state in cohorts:
             drawn = torch.randint(1, self.task.decisions[0], (len(state),), generator=self.generator)
-            after = self.task.step(state, Hard(drawn.to(state.rows.device)))
+            choice = Hard(drawn.to(state.rows.device))
+            if self.task.coordinates:
+                where = 2 * torch.rand((len(state), self.task.coordinates), generator=self.generator) - 1
+                choice = choice.placed(where.to(state.rows.device))
+            after = self.task.step(state, choice)
             states += after if isinstance(after, list) else [after]
             spent -= float(state.macs.sum())
         return self.confidence(states, labels), spent + sum(float(state.macs.sum()) for state in states)

@@ -34,6 +34,7 @@ class Looking(Task):
     Attributes:
         look_macs: Cost of one look, in MACs of one input.
         shown_size: How many numbers the policy is shown of what is there at first.
+        looked_size: Likewise, of where was looked.
         signs_only: Whether the policy sees nothing of what is there at first, nor of the reader's memory.
         reader: Remembers, and answers.
     """
@@ -58,9 +59,10 @@ class Looking(Task):
             shown: How many numbers of `start`'s `shown` the policy sees.
         """
         self.horizon, self.decisions, self.shown_size = looks, (1 + options,), 0 if self.signs_only else shown
+        self.looked_size = self.coordinates or options
         self.row_sizes = [source, self.reader.memory_size, self.backbone.num_classes]
         details = 0 if self.signs_only else self.reader.shown_size + shown
-        self.observation_shape = (SIGNS + options + details,)
+        self.observation_shape = (SIGNS + self.looked_size + details,)
 
     @abstractmethod
     def glimpse(self, state: State, choice: Choice, onward: Choice) -> Tensor:
@@ -87,7 +89,7 @@ class Looking(Task):
             torch.cat([source.flatten(1), seen, logits], 1),
             macs=self.least_macs,
             votes=torch.zeros_like(logits),
-            looked=logits.new_zeros((source.shape[0], self.decisions[0] - 1)),
+            looked=logits.new_zeros((source.shape[0], self.looked_size)),
             shown=shown,
             **memory,
         )
@@ -108,15 +110,19 @@ class Looking(Task):
     def step(self, state: State, choice: Choice) -> State:
         """Let rows leave with the answer that they have, and look where the others choose."""
         before, onward = self.answer_now(state), choice.binary()
-        taken = torch.stack([choice.weight(option) for option in range(1, self.decisions[0])], 1)
         state = state.advance(
             self.glimpse(state, choice, onward),
             macs=onward.cost([0, self.look_macs]),
             votes=state.memory["votes"] + F.one_hot(before.argmax(1), before.shape[1]),
-            looked=state.memory["looked"] + taken,
+            looked=self.looked(state, choice),
         )
         state = state.finish(before, when=choice.weight(0))
         return state if state.position < self.horizon else state.finish(self.answer_now(state))
+
+    def looked(self, state: State, choice: Choice) -> Tensor:
+        """Return how often was looked at each piece, as the policy sees it after a choice. Shape (N, looked_size)."""
+        taken = torch.stack([choice.weight(option) for option in range(1, self.decisions[0])], 1)
+        return state.memory["looked"] + taken
 
     def parts(self, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return what pieces are cut out of as flat rows, the reader's memory, and logits."""
@@ -275,7 +281,15 @@ class LookTask(Looking):
 
     def _cut(self, index: int, rows: Tensor) -> Tensor:
         """Return rows of `[1 | code | piece | state]`; under mixtures the first is the share that goes on."""
-        code, piece = self.cut(index, self.parts(rows)[0].view(-1, *self.source_shape))
+        return self._opened(rows, *self.cut(index, self.sources(rows)))
+
+    def sources(self, rows: Tensor) -> Tensor:
+        """Return what pieces are cut out of. Shape (N, *source)."""
+        return self.parts(rows)[0].view(-1, *self.source_shape)
+
+    @staticmethod
+    def _opened(rows: Tensor, code: Tensor, piece: Tensor) -> Tensor:
+        """Return rows with a piece in front, as `_cut` does."""
         return torch.cat([code.new_ones((rows.shape[0], 1)), code, piece.flatten(1), rows], 1)
 
     def _leave(self, rows: Tensor) -> Tensor:

@@ -60,8 +60,8 @@ class Recorded(Task):
     def region(self, piece: int, option: int) -> Box | None:
         return self.live.region(piece, option)
 
-    def regions(self, actions: Sequence[int]) -> list[Box]:
-        return self.live.regions(actions)
+    def regions(self, actions: Sequence[int], places: Tensor | None = None) -> list[Box]:
+        return self.live.regions(actions, places)
 
     def prepare(self, images: Tensor) -> Tensor:
         """Return the row numbers that tickets name. Shape (N, 1, 1, 8) to (N,)."""

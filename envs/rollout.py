@@ -28,11 +28,13 @@ class Run:
         logits: Answers. Shape (N, classes).
         macs: Spent by the task, policy aside. Shape (N,).
         actions: What was decided, in the order of the task's pieces; -1 where nothing was. Shape (N, pieces).
+        places: Where, of tasks whose decisions have a place; NaN where none was said. Shape (N, horizon, coordinates).
     """
 
     logits: Tensor
     macs: Tensor
     actions: Tensor
+    places: Tensor | None = None
 
     def decided(self, horizon: int) -> Tensor:
         """Return how many decisions each input took. Shape (N,)."""
@@ -95,6 +97,7 @@ def follow(task: Task, start: State, decide: Decide) -> Run:
     """Run a task from a state before the first decision, so that several runs can share what precedes it."""
     parts = len(task.decisions)
     actions = torch.full((len(start), task.horizon * parts), -1, dtype=torch.long, device=start.rows.device)
+    places = actions.new_full((len(start), task.horizon, task.coordinates), float("nan"), dtype=torch.float32)
 
     def record(state: State) -> Choice:
         choice = decide(state)
@@ -102,13 +105,15 @@ def follow(task: Task, start: State, decide: Decide) -> Run:
             raise TypeError(f"rollout: expected Hard choices, got {type(choice).__name__}.")
         first = state.position * parts
         actions[state.rows, first : first + parts] = choice.actions.view(-1, parts)
+        if choice.place is not None:
+            places[state.rows, state.position] = choice.place
         return choice
 
     cohorts, answered = advance(task, [start], record)
     while cohorts:
         cohorts, done = advance(task, cohorts, record, spare=True)  # these states are this run's own
         answered += done
-    return _collect(answered, actions)
+    return _collect(answered, actions, places if task.coordinates else None)
 
 
 @dataclass(frozen=True)
@@ -144,8 +149,8 @@ def relax(task: Task, start: State, decide: Decide) -> Relaxed:
     return Relaxed(state.answer, state.macs)
 
 
-def _collect(answered: list[State], actions: Tensor) -> Run:
+def _collect(answered: list[State], actions: Tensor, places: Tensor | None) -> Run:
     """Put the rows back in the order of the inputs."""
     order = torch.cat([state.rows for state in answered]).argsort()
     logits = torch.cat([state.answer for state in answered if state.answer is not None])
-    return Run(logits[order], torch.cat([state.macs for state in answered])[order], actions)
+    return Run(logits[order], torch.cat([state.macs for state in answered])[order], actions, places)

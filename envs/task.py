@@ -4,6 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
+import numpy as np
 import torch
 from gymnasium import spaces
 from torch import Tensor, nn
@@ -12,7 +13,7 @@ from ..backbones.backbone import Backbone
 from ..data import ImageData
 from ..ids import PLUGINS, TASKS, register_env
 from ..registry import Registry, first_line
-from .choice import Choice
+from .choice import Choice, Hard
 from .state import State
 
 if TYPE_CHECKING:
@@ -34,6 +35,8 @@ class Task(nn.Module, ABC):
         options: The keyword arguments that it was built with (JSON), so that a saved controller can build it again.
         horizon: Number of decisions at most; positions are 0 … horizon-1.
         decisions: Options of each part of one decision: (2,) for one yes or no, (2, 2, 2) for three at once.
+        coordinates: How many numbers, each in -1 … 1, a decision has beside its one part, of two options: where, if at
+            all. A choice that says no place takes the task's own.
         observation_shape: Shape of one row of `observe`.
         least_macs: Cost of the cheapest way through, in MACs of one input, policy aside.
         full_macs: Cost of the backbone untouched.
@@ -61,6 +64,7 @@ class Task(nn.Module, ABC):
     adds_up: bool = True
     spares_features: bool = False
     takes_words: bool = False
+    coordinates: int = 0
     default_data: str = "digits"
     default_backbone: str = "resnet20"
     horizon: int
@@ -169,8 +173,11 @@ class Task(nn.Module, ABC):
         """
         return None
 
-    def regions(self, actions: Sequence[int]) -> list[Box]:
-        """Return what was looked at on a way through, in order; what was not decided is -1. For pictures."""
+    def regions(self, actions: Sequence[int], places: Tensor | None = None) -> list[Box]:
+        """Return what was looked at on a way through, in order; what was not decided is -1. For pictures.
+
+        `places` are those of each decision, where it has one. Shape (horizon, coordinates).
+        """
         boxes = [self.region(piece, action) for piece, action in enumerate(actions) if action > 0]
         return [box for box in boxes if box is not None]
 
@@ -196,11 +203,26 @@ class Task(nn.Module, ABC):
         return [name for name, action in zip(self.pieces, actions, strict=True) if action > 0]
 
     @property
-    def action_space(self) -> spaces.Discrete | spaces.MultiDiscrete:
-        """The space of one decision."""
+    def action_space(self) -> spaces.Discrete | spaces.MultiDiscrete | spaces.Box:
+        """The space of one decision; where that has a place, numbers: above 0 takes option 1, the others say where."""
+        if self.coordinates:
+            return spaces.Box(-1, 1, (1 + self.coordinates,), np.float32)
         if len(self.decisions) == 1:
             return spaces.Discrete(self.decisions[0])
         return spaces.MultiDiscrete(list(self.decisions))
+
+    def choice(self, actions: Tensor, kind: type[Hard] = Hard) -> Hard:
+        """Return actions as a choice.
+
+        Args:
+            actions: Elements of `action_space`, or options alone. Shape (N,), or (N, parts) and where decisions have a
+                place (N, 1 + coordinates).
+            kind: Of the choice.
+        """
+        parts, flat = len(self.decisions), actions.dim() == 1
+        if self.coordinates and not flat and actions.shape[1] > parts:
+            return kind((actions[:, 0] > 0).long()).placed(actions[:, 1:].float().clamp(-1, 1))
+        return kind(actions[:, 0] if parts == 1 and not flat else actions)
 
     @property
     def pieces(self) -> list[str]:

@@ -210,7 +210,7 @@ class TimeSkip(Task):
         read = [(words[place], how) for place, how in self.read_places(actions) if place < len(words)]
         return [word if how == "read" else f"({word})" for word, how in read]
 
-    def regions(self, actions: Sequence[int]) -> list[Box]:
+    def regions(self, actions: Sequence[int], places: Tensor | None = None) -> list[Box]:
         """Return where the steps that were read are in the strip that `pictures` gives."""
         width, height = CELL if self.backbone.vocabulary else self.backbone.input_shape[:0:-1]
         return [(0.0, float(place * width), float(height), float(width)) for place, _ in self.read_places(actions)]

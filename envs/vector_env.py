@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
@@ -76,6 +77,16 @@ class SkipVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
 
 def check_actions(actions: np.ndarray, engine: Engine) -> None:
     """Raise a ValueError unless there is one valid action for each slot."""
+    space = engine.task.action_space
+    if isinstance(space, spaces.Box):
+        shape = (engine.num_envs, *space.shape)
+        if actions.shape != shape or not (abs(actions) <= 1).all():  # nor NaN
+            out = " with a value out of range" if actions.shape == shape else ""
+            raise ValueError(
+                f"actions: expected numbers in -1 … 1 of shape {shape}, got {actions.dtype} {actions.shape}{out}. "
+                "Sample from action_space to see one."
+            )
+        return
     decisions = engine.task.decisions
     shape = (engine.num_envs,) if len(decisions) == 1 else (engine.num_envs, len(decisions))
     valid = actions.shape == shape and np.issubdtype(actions.dtype, np.integer)

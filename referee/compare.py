@@ -79,7 +79,7 @@ def compare(
     for target in config.targets:
         check_budget(task, target)
     ledger = Ledger(out, config, {"backbone": task.backbone.identity(), "data": data.fingerprint})
-    plan = cells(config, exits=task.has_exits, rules=task.rules)
+    plan = cells(config, exits=task.has_exits, rules=task.rules, countable=not task.coordinates)
     todo = [cell for cell in plan if not ledger.done(cell)]
     _say(quiet, f"{len(plan)} cells, {len(plan) - len(todo)} of them finished before")
     failures = []

@@ -145,13 +145,16 @@ class Cell:
         return settings if settings["joint"] else {key: one for key, one in settings.items() if key != "joint"}
 
 
-def cells(config: CompareConfig, *, exits: bool = False, rules: Iterable[str] = ()) -> list[Cell]:
+def cells(
+    config: CompareConfig, *, exits: bool = False, rules: Iterable[str] = (), countable: bool = True
+) -> list[Cell]:
     """Return all cells: first what needs no training, then seed by seed, so that an unfinished table is balanced.
 
     Args:
         config: What is compared.
         exits: Whether the task has exits, for the threshold methods.
         rules: The task's fixed rules.
+        countable: Whether its ways through can be counted, for the oracle.
     """
     targets = tuple(Budget(target=target) for target in sorted(config.targets))
     untrained = [
@@ -163,7 +166,7 @@ def cells(config: CompareConfig, *, exits: bool = False, rules: Iterable[str] = 
         untrained += [Cell(method=f"{RULE}{name}", seed=0, budgets=targets) for name in rules]
     if exits:
         untrained += [Cell(method=name, seed=0, budgets=config.budgets) for name in THRESHOLDS]
-    if targets and config.oracle_images:
+    if targets and config.oracle_images and countable:
         untrained.append(Cell(method="oracle", seed=0, budgets=targets))
     return untrained + [
         Cell(method=name, seed=seed, budgets=budgets)

@@ -6,7 +6,6 @@ import torch
 from torch import Tensor
 
 from ..backbones.cost import count_macs
-from ..envs.choice import Hard
 from ..envs.state import State
 from .report import Failure
 from .trial import Step, Trial, close, said, same_cost
@@ -110,4 +109,4 @@ def _added(step: Step) -> Tensor:
 def _again(trial: Trial, state: State, actions: Tensor) -> None:
     """Take a decision once more, to be counted."""
     trial.task.observe(state)
-    trial.task.step(state, Hard(trial.at(state, actions)))
+    trial.task.step(state, trial.choice(state, actions))

@@ -107,7 +107,7 @@ def _together(trial: Trial, actions: Tensor) -> Iterator[tuple[State, State]]:
     """Follow decisions without taking out the rows that have answered, as soft choices do."""
     state = trial.task.begin(trial.inputs)
     while state.position < trial.task.horizon and bool((state.alive > 0).any()):
-        after = trial.task.step(state, Hard(trial.at(state, actions)))
+        after = trial.task.step(state, trial.choice(state, actions))
         assert isinstance(after, State)  # tasks that part their rows are not asked
         yield state, after
         state = after

@@ -58,7 +58,7 @@ def inputs_kept(trial: Trial) -> Iterator[Failure]:
     with torch.no_grad():
         for kind in (Hard, Masked):
             trial.task.observe(start)
-            trial.task.step(start, kind(trial.at(start, trial.mixed)))
+            trial.task.step(start, trial.choice(start, trial.mixed, kind))
     if not torch.equal(trial.inputs, inputs):
         yield Failure(rule, "expected the inputs as they were, got others", "begin", "Write into a clone of them.")
         return

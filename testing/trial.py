@@ -53,7 +53,8 @@ class Trial:
 
     Attributes:
         inputs: Prepared images.
-        tables: Tables of decisions, each (N, horizon, parts).
+        tables: Tables of decisions, each (N, horizon, parts), and where decisions have a place
+            (N, horizon, 1 + coordinates).
     """
 
     def __init__(self, task: Task, images: Tensor, *, seed: int, tables: int):
@@ -66,7 +67,11 @@ class Trial:
         last = torch.tensor(self.task.decisions) - 1
         shape = (len(self.inputs), self.task.horizon)
         everything = last.expand(*shape, -1)
-        return [torch.zeros_like(everything), everything, *(self._draw(shape) for _ in range(self._random))]
+        tables = [torch.zeros_like(everything), everything, *(self._draw(shape) for _ in range(self._random))]
+        if not self.task.coordinates:
+            return tables
+        size = (*shape, self.task.coordinates)
+        return [torch.cat([of, 2 * torch.rand(size, generator=self.generator) - 1], 2) for of in tables]
 
     @property
     def mixed(self) -> Tensor:
@@ -84,9 +89,17 @@ class Trial:
         return torch.stack([torch.randint(n, shape, generator=self.generator) for n in self.task.decisions], 2)
 
     def at(self, state: State, actions: Tensor) -> Tensor:
-        """Return the decisions (N,) or (N, parts) that a cohort takes at its position."""
-        chosen = actions.to(state.rows.device)[state.rows, state.position]
-        return chosen[:, 0] if len(self.task.decisions) == 1 else chosen
+        """Return the options (N,) or (N, parts) that a cohort takes at its position."""
+        parts = len(self.task.decisions)
+        chosen = actions.to(state.rows.device)[state.rows, state.position, :parts].long()
+        return chosen[:, 0] if parts == 1 else chosen
+
+    def choice(self, state: State, actions: Tensor, kind: Kind = Hard) -> Choice:
+        """Return the decisions that a cohort takes at its position, and where."""
+        choice = kind(self.at(state, actions))
+        if not self.task.coordinates:
+            return choice
+        return choice.placed(actions.to(state.rows.device)[state.rows, state.position, len(self.task.decisions) :])
 
     def soft(self, actions: Tensor) -> Soft:
         """Return decisions as one-hot weights."""
@@ -99,7 +112,7 @@ class Trial:
             moved = []
             for state in cohorts:
                 observed = self.task.observe(state)
-                after = self.task.step(state, kind(self.at(state, actions)))
+                after = self.task.step(state, self.choice(state, actions, kind))
                 parted = isinstance(after, list)
                 moved += after if parted else [after]
                 yield Step(state, observed, after if parted else [after], parted)

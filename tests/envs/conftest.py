@@ -27,6 +27,8 @@ OWN = {
     "token-skip": ("vit3-w16-p2", "vit4-w16-p4"),
 }
 CASES = [(name, OWN.get(name, ("resnet8-w4", "vit_tiny"))[kind]) for kind in (0, 1) for name in TASKS]
+VARIANTS = {"patch-crop-anywhere": ("patch-crop", {"places": "continuous"})}  # decisions that have a place
+CASES += [(name, "resnet8-w4") for name in VARIANTS]
 SKIPPING = [case for case in CASES if case[0] in ("layer-skip", "block-drop")]  # what they execute has a hand formula
 EXIT_MACS = 7
 
@@ -144,7 +146,8 @@ def make_world(random_backbone) -> Callable[[str, str], World]:
     def make(name: str, backbone: str) -> World:
         if (name, backbone) not in worlds:
             kind = {"frame-select": "frames", "time-skip": "steps"}.get(name, "crops")
-            task = make_task(name, random_backbone(backbone, reader=kind))
+            registered, options = VARIANTS.get(name, (name, {}))
+            task = make_task(registered, random_backbone(backbone, reader=kind), **options)
             images = torch.rand((7, *task.blank().shape[1:]), generator=torch.Generator().manual_seed(0))
             worlds[name, backbone] = World(task, task.prepare(images))
         return worlds[name, backbone]

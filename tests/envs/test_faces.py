@@ -136,15 +136,16 @@ class TestVector:
     @pytest.mark.parametrize("wrong", ["value", "negative", "shape", "dtype", "scalar"])
     def test_actions_outside_the_space_are_refused(self, env, task, wrong):
         env.reset(seed=0)
-        good = np.zeros((SLOTS, *task.action_space.shape), int)
+        good = np.zeros((SLOTS, *task.action_space.shape), task.action_space.dtype)
         bad = {
             "value": good + max(task.decisions),
-            "negative": good - 1,
+            "negative": good - (2 if task.coordinates else 1),
             "shape": good[:-1],
-            "dtype": good.astype(float),
+            "dtype": good.astype(float) + (np.nan if task.coordinates else 0),
             "scalar": np.int64(0),
         }
-        with pytest.raises(ValueError, match=r"actions: expected integers of shape \(3.* Sample from action_space"):
+        kind = r"numbers in -1 … 1" if task.coordinates else "integers"
+        with pytest.raises(ValueError, match=rf"actions: expected {kind} of shape \(3.* Sample from action_space"):
             env.step(bad[wrong])
         env.step(good)
 
@@ -167,12 +168,12 @@ class TestSingle:
     @pytest.mark.parametrize("wrong", ["value", "negative", "shape", "float", "none"])
     def test_action_outside_the_space_is_refused(self, env, task, wrong):
         env.reset(seed=0)
-        good = np.zeros(task.action_space.shape, int)
+        good = np.zeros(task.action_space.shape, task.action_space.dtype)
         bad = {
             "value": good + max(task.decisions),
-            "negative": good - 1,
-            "shape": np.zeros((2, 2), int),
-            "float": good + 0.5,
+            "negative": good - (2 if task.coordinates else 1),
+            "shape": np.zeros((2, 2), good.dtype),
+            "float": good + (1.5 if task.coordinates else 0.5),
             "none": None,
         }
         with pytest.raises(ValueError, match="action: expected an element of"):

@@ -40,7 +40,8 @@ def test_rollout_refuses_soft_choices(world):
 
 
 def test_name_and_options_make_the_same_task(world):
-    assert make_task(world.task.name, world.task.backbone).action_space == world.task.action_space
+    task = world.task
+    assert make_task(task.name, task.backbone, **task.options).action_space == task.action_space
 
 
 class TestRegistry:
