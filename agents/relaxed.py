@@ -2,7 +2,7 @@
 
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
@@ -158,6 +158,8 @@ class Trial:
         price: Of compute. Shape (N,).
         compute: MACs of each row, gate included, as a share of the full network's; differentiable. Shape (N,).
         error: Cross-entropy of each row. Shape (N,).
+        start: Where the rows stood before the first decision.
+        aside: MACs that the loss spent on the backbone besides, each of all rows together.
     """
 
     run: Relaxed
@@ -166,6 +168,8 @@ class Trial:
     price: Tensor
     compute: Tensor
     error: Tensor
+    start: State
+    aside: list[float] = field(default_factory=list)
 
 
 class Objective(Protocol):
@@ -244,7 +248,7 @@ def attempt(task: Task, gate: Gate, dealt: tuple[State, Tensor, Tensor], draw: D
     run = relax(task, start, decider)
     compute = ((run.macs + decider.macs) / task.full_macs).float()
     error = F.cross_entropy(run.logits, labels, reduction="none")
-    return Trial(run, decider, labels, price, compute, error)
+    return Trial(run, decider, labels, price, compute, error, start)
 
 
 def _tally(task: Task, trial: Trial) -> Tally:
@@ -265,4 +269,5 @@ def _tally(task: Task, trial: Trial) -> Tally:
         compute=compute,
         backbone_macs=begun + (2 * spent if mixed else spent),
     )
+    tally.backbone_macs += sum(trial.aside)
     return tally
