@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..envs.choice import Soft, together
+from ..envs.choice import Soft, products, together
 from ..envs.engine import Engine
 from ..envs.rollout import Relaxed, relax
 from ..envs.state import State
@@ -78,6 +78,10 @@ class Metered(Soft):
     def part(self, index: int) -> "Metered":
         """Return the weights of one part."""
         return Metered(self.weights[index], self.spent, self.mixed)
+
+    def within(self, place: Tensor, options: int) -> "Metered":
+        """Return the products of the places' weights and the options': the branches of all places run."""
+        return Metered(products(place, self.weights[0]), self.spent, self.mixed)
 
     def binary(self) -> "Metered":
         """Return the weights of option 0 and of the others together."""

@@ -79,6 +79,11 @@ class Shared(Hard):
             self.parts[index] = Shared(option, self.count, self.memo, self.first + index, self.device)
         return self.parts[index]
 
+    def within(self, place: Tensor, options: int) -> "Shared":
+        """Return the option at the place where all rows stand."""
+        option = int(place[0].argmax()) * options + self.options[0]
+        return Shared((option,), self.count, self.memo, self.first, self.device, view="within ")
+
     def in_place(self) -> "Shared":
         """Return itself: nothing is overwritten, since a later path may begin with it."""
         return self
