@@ -131,6 +131,7 @@ _OURS = {
     "reinforce": ("reinforce",),
     "gumbel": ("gumbel", "convnet-aig"),
     "skipnet": ("skipnet",),
+    "ds_gate": ("ds-gate",),
     "path_table": ("path-table",),
     "imitate": ("imitate",),
 }

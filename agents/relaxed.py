@@ -2,14 +2,14 @@
 
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..envs.choice import Soft, together
+from ..envs.choice import Soft, products, together
 from ..envs.engine import Engine
 from ..envs.rollout import Relaxed, relax
 from ..envs.state import State
@@ -78,6 +78,10 @@ class Metered(Soft):
     def part(self, index: int) -> "Metered":
         """Return the weights of one part."""
         return Metered(self.weights[index], self.spent, self.mixed)
+
+    def within(self, place: Tensor, options: int) -> "Metered":
+        """Return the products of the places' weights and the options': the branches of all places run."""
+        return Metered(products(place, self.weights[0]), self.spent, self.mixed)
 
     def binary(self) -> "Metered":
         """Return the weights of option 0 and of the others together."""
@@ -160,6 +164,8 @@ class Trial:
         price: Of compute. Shape (N,).
         compute: MACs of each row, gate included, as a share of the full network's; differentiable. Shape (N,).
         error: Cross-entropy of each row. Shape (N,).
+        start: Where the rows stood before the first decision.
+        aside: MACs that the loss spent on the backbone besides, each of all rows together.
     """
 
     run: Relaxed
@@ -168,6 +174,8 @@ class Trial:
     price: Tensor
     compute: Tensor
     error: Tensor
+    start: State
+    aside: list[float] = field(default_factory=list)
 
 
 class Objective(Protocol):
@@ -246,7 +254,7 @@ def attempt(task: Task, gate: Gate, dealt: tuple[State, Tensor, Tensor], draw: D
     run = relax(task, start, decider)
     compute = ((run.macs + decider.macs) / task.full_macs).float()
     error = F.cross_entropy(run.logits, labels, reduction="none")
-    return Trial(run, decider, labels, price, compute, error)
+    return Trial(run, decider, labels, price, compute, error, start)
 
 
 def _tally(task: Task, trial: Trial) -> Tally:
@@ -267,4 +275,5 @@ def _tally(task: Task, trial: Trial) -> Tally:
         compute=compute,
         backbone_macs=begun + (2 * spent if mixed else spent),
     )
+    tally.backbone_macs += sum(trial.aside)
     return tally

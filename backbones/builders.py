@@ -13,6 +13,7 @@ from .ranet import RANet
 from .slimmable import Kind, SlimmableResNet
 from .stepped import SteppedNet
 from .supernet import Supernet
+from .tree import TreeResNet
 from .words import Words
 
 
@@ -53,6 +54,14 @@ def supernet(
     """Build a supernet of so many layers and scales, with `width` channels."""
     network = Supernet(layers=layers, scales=scales, width=width, num_classes=num_classes, input_shape=shape)
     return network, [f"layers.{i}" for i in range(layers)]
+
+
+def tree(
+    num_classes: int, shape: tuple[int, int, int], *, depth: int, branches: int, width: int
+) -> tuple[nn.Module, list[str]]:
+    """Build a CIFAR ResNet that is a tree; its blocks are whole stages."""
+    network = TreeResNet(depth, branches, num_classes=num_classes, in_channels=shape[0], width=width)
+    return network, ["layer1", "layer2", "layer3"]
 
 
 def words(num_classes: int, _: tuple[int, int, int], *, vocabulary: int, width: int) -> tuple[nn.Module, list[str]]:

@@ -205,6 +205,8 @@ def _compute(backbone: Backbone) -> str:
     size = f"{len(backbone.blocks)} blocks; {backbone.full_macs:,} MACs for an image of {_times(backbone.input_shape)}"
     if backbone.has_own_exits:
         return f"{size}, answered at the end alone."
+    if any(block.shortcut is None for block in backbone.blocks):
+        return f"{size}; none can be skipped."
     return f"{size}, at least\n{backbone.least_macs:,} when every block is skipped."
 
 

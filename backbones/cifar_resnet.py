@@ -26,13 +26,14 @@ class OptionA(nn.Module):
 
 
 class CifarBlock(nn.Module):
-    """Two 3x3 convolutions with BatchNorm around a shortcut, ReLU at the end."""
+    """Two 3x3 convolutions with BatchNorm around a shortcut, ReLU at the end; between them `inner` channels."""
 
-    def __init__(self, in_channels: int, channels: int, stride: int):
+    def __init__(self, in_channels: int, channels: int, stride: int, *, inner: int = 0):
         super().__init__()
-        self.conv1 = nn.Conv2d(in_channels, channels, 3, stride, 1, bias=False)
-        self.bn1 = nn.BatchNorm2d(channels)
-        self.conv2 = nn.Conv2d(channels, channels, 3, 1, 1, bias=False)
+        inner = inner or channels
+        self.conv1 = nn.Conv2d(in_channels, inner, 3, stride, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(inner)
+        self.conv2 = nn.Conv2d(inner, channels, 3, 1, 1, bias=False)
         self.bn2 = nn.BatchNorm2d(channels)
         changes = stride != 1 or in_channels != channels
         self.shortcut = OptionA(in_channels, channels) if changes else nn.Identity()
@@ -73,7 +74,7 @@ class CifarResNet(nn.Module):
             if isinstance(module, nn.Conv2d | nn.Linear):
                 nn.init.kaiming_normal_(module.weight)
 
-    def _stage(self, in_channels: int, channels: int, count: int, stride: int) -> nn.Sequential:
+    def _stage(self, in_channels: int, channels: int, count: int, stride: int) -> nn.Module:
         first = CifarBlock(in_channels, channels, stride)
         return nn.Sequential(first, *(CifarBlock(channels, channels, 1) for _ in range(count - 1)))
 

@@ -106,7 +106,7 @@ def make_backbone(
         name: A registered name; `-wK` after a CIFAR ResNet's gives it K channels in the first stage (`resnet20-w8`);
             `msdnet4-s2-w4` has 4 exits, 2 scales and 4 channels at the finest, likewise `ranet4-s2-w4`.
             `slim-` or `us-` before it makes it slimmable (`us-resnet20-w8`), `experts-` gives its blocks experts.
-            `supernet4-s3-w8` has 4 layers of 3 scales.
+            `supernet4-s3-w8` has 4 layers of 3 scales; `tree-resnet20-b3-w12` has 3 branches at each node.
         num_classes: Outputs.
         input_shape: (C, H, W) of the images.
         mean: Of each channel, for images in 0…1; ImageNet's where not given.
@@ -338,6 +338,9 @@ def _find(name: str) -> Entry:
     if match := re.fullmatch(r"supernet(\d+)(?:-s(\d+))?(?:-w(\d+))?", name):
         layers, scales, width = int(match[1]), int(match[2] or 3), int(match[3] or 16)
         return Entry(partial(builders.supernet, layers=layers, scales=scales, width=width), branched=True)
+    if match := re.fullmatch(r"tree-resnet(\d+)(?:-b(\d+))?(?:-w(\d+))?", name):
+        depth, branches, width = int(match[1]), int(match[2] or 2), int(match[3] or 16)
+        return Entry(partial(builders.tree, depth=depth, branches=branches, width=width), branched=True)
     raise ValueError(unknown("backbone", name, REGISTRY.known(), "For a network of your own use skipgym.wrap."))
 
 
@@ -359,6 +362,10 @@ for _depth in (8, 20, 32, 56):
 register_backbone(
     "supernet6", "supernet of 6 layers with a cell at each of 3 scales, 16 channels (supernet4-s3-w8)", branched=True
 )(partial(builders.supernet, layers=6, scales=3, width=16))
+for _depth in (8, 20, 32, 56):
+    register_backbone(
+        f"tree-resnet{_depth}", f"CIFAR ResNet of {_depth} layers as a tree of 8 leaves (-b3: 27)", branched=True
+    )(partial(builders.tree, depth=_depth, branches=2, width=16))
 for _depth in (18, 34, 50, 101, 152):
     register_backbone(f"resnet{_depth}", f"torchvision ResNet-{_depth}", colour_only=True)(
         partial(builders.torchvision_resnet, name=f"resnet{_depth}")

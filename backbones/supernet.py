@@ -8,6 +8,7 @@ to its own, and its result is brought up again, so that every scale can follow e
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .crossing import Crossing
 from .routing import evenly, route
 
 
@@ -35,16 +36,17 @@ class Cell(nn.Module):
         return F.relu(y + x)
 
 
-class Layer(nn.Module):
+class Layer(Crossing):
     """A cell at each scale, from the coarsest to the finest.
 
     In evaluation the finest runs. In training every row draws a scale, all equally often, so that each is trained after
     whatever may have come before.
     """
 
+    option_name = "scale"
+
     def __init__(self, channels: int, scales: int):
-        super().__init__()
-        self.cells = nn.ModuleList(Cell(channels, 2**scale) for scale in reversed(range(scales)))
+        super().__init__(Cell(channels, 2**scale) for scale in reversed(range(scales)))
 
     def forward(self, x: Tensor) -> Tensor:
         """Run one scale. Shape (N, C, H, W) to the same."""

@@ -95,6 +95,15 @@ class Choice(ABC):
         mixed = weights.requires_grad or bool((weights.amax(1) != 1).any())
         return None if mixed else weights.argmax(1)
 
+    def within(self, place: Tensor, options: int) -> "Choice":
+        """Return the choice among the options of several places together, `place * options + option`.
+
+        Args:
+            place: How much each row stands at each place: 1 at one of them, or mixed. Shape (N, places).
+            options: Of each place.
+        """
+        raise NotImplementedError(f"{type(self).__name__} cannot choose by where rows have come from.")
+
     def in_place(self) -> "Choice":
         """Return the same choice, with leave to overwrite the rows that it is given; itself where it would not."""
         return self
@@ -162,6 +171,10 @@ class Hard(Choice):
     def taken(self, options: int) -> Tensor:
         """Return the actions."""
         return self.actions.long()
+
+    def within(self, place: Tensor, options: int) -> "Hard":
+        """Return each row's option at its place."""
+        return type(self)(place.argmax(1) * options + self.actions, overwrites=self.overwrites)
 
     def in_place(self) -> "Hard":
         """Return the same actions; rows that a branch leaves `unchanged` then stay where they are."""
@@ -237,6 +250,10 @@ class Soft(Choice):
         """Return the weight of an option."""
         return self.weights[0][:, option]
 
+    def within(self, place: Tensor, options: int) -> "Soft":
+        """Return the products of the places' weights and the options'."""
+        return Soft(products(place, self.weights[0]))
+
     def part(self, index: int) -> "Soft":
         """Return the weights of one part."""
         return Soft(self.weights[index])
@@ -249,6 +266,11 @@ class Soft(Choice):
 def together(weights: Tensor) -> Tensor:
     """Return the weight of option 0, and the sum of the others. Shape (N, options) to (N, 2)."""
     return torch.stack([weights[:, 0], weights[:, 1:].sum(1)], 1)
+
+
+def products(place: Tensor, weights: Tensor) -> Tensor:
+    """Return each place's share of each option. Shapes (N, places), (N, options) to (N, places * options)."""
+    return (place.unsqueeze(2) * weights.unsqueeze(1)).flatten(1)
 
 
 def _zeros(shape: Sequence[int], x: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
 """What would have come of it: the outcome of every input under each of many paths, prefixes shared."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import combinations, product
 from math import comb
 
@@ -79,6 +79,11 @@ class Shared(Hard):
             self.parts[index] = Shared(option, self.count, self.memo, self.first + index, self.device)
         return self.parts[index]
 
+    def within(self, place: Tensor, options: int) -> "Shared":
+        """Return the option at the place where all rows stand."""
+        option = int(place[0].argmax()) * options + self.options[0]
+        return Shared((option,), self.count, self.memo, self.first, self.device, view="within ")
+
     def in_place(self) -> "Shared":
         """Return itself: nothing is overwritten, since a later path may begin with it."""
         return self
@@ -120,11 +125,18 @@ def outcomes(task: Task, images: Tensor, labels: Tensor, paths: Sequence[Path], 
         paths: One option for each of the task's pieces.
         quiet: Whether to draw no progress bar.
     """
-    labels = labels.to(task.device)
-    start, memo, parts = task.begin(task.prepare(images)), Memo(), len(task.decisions)
-    correct = torch.empty((len(images), len(paths)), dtype=torch.bool, device=task.device)
-    probability = torch.empty((len(images), len(paths)), device=task.device)
-    answers = torch.empty((len(images), len(paths)), dtype=_small(task.backbone.num_classes), device=task.device)
+    start = task.begin(task.prepare(images))
+    found = outcomes_from(task, start, labels, paths, quiet=quiet)
+    return replace(found, spent=found.spent + float(start.macs.sum()))
+
+
+@torch.no_grad()
+def outcomes_from(task: Task, start: State, labels: Tensor, paths: Sequence[Path], *, quiet: bool = True) -> Outcomes:
+    """Follow every path from a state before the first decision; what was spent until there is not spent again."""
+    labels, memo, parts = labels.to(task.device), Memo(), len(task.decisions)
+    correct = torch.empty((len(start), len(paths)), dtype=torch.bool, device=task.device)
+    probability = torch.empty((len(start), len(paths)), device=task.device)
+    answers = torch.empty((len(start), len(paths)), dtype=_small(task.backbone.num_classes), device=task.device)
     macs = torch.empty(len(paths), dtype=start.macs.dtype, device=task.device)
     order = sorted(range(len(paths)), key=lambda i: paths[i])
     for index in tqdm(order, desc="paths", unit="path", disable=quiet, leave=False):
@@ -133,8 +145,7 @@ def outcomes(task: Task, images: Tensor, labels: Tensor, paths: Sequence[Path], 
         correct[:, index] = answer == labels
         probability[:, index] = run.logits.softmax(1).gather(1, labels.unsqueeze(1))[:, 0]
         macs[index] = run.macs[0]
-    begun = float(start.macs.sum())
-    spent = begun + float(macs.sum()) * len(images) - begun * len(paths) - memo.saved
+    spent = float(macs.sum()) * len(start) - float(start.macs.sum()) * len(paths) - memo.saved
     return Outcomes(correct, probability, answers, macs, spent)
 
 

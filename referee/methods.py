@@ -52,6 +52,8 @@ class Method:
 METHODS: dict[str, Method] = {
     "gumbel": Method(agent="gumbel", kind="Gumbel"),
     "convnet-aig": Method(agent="convnet-aig", kind="Gumbel"),
+    "ds-gate": Method(agent="ds-gate", kind="Gumbel"),
+    "ds-gate-cheapest": Method(agent="ds-gate", kind="Gumbel", options={"target": "cheapest"}),
     "skipnet": Method(agent="skipnet", kind="hybrid"),
     "skipnet-recurrent": Method(agent="skipnet", kind="hybrid", options={"recurrent": 1}),
     "ppo": Method(agent="ppo", kind="RL"),

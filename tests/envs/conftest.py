@@ -19,7 +19,7 @@ from skipgym.ids import TASKS
 # tokens' positions are fixed to one size of the image, and readers want feature maps
 OWN = {
     "channel-width": ("slim-resnet8-w4", "us-resnet8-w4"),
-    "routing": ("supernet3-w4", "supernet4-s2-w4"),
+    "routing": ("supernet3-w4", "tree-resnet8-w4"),
     "experts": ("experts-resnet8-w4", "experts-resnet14-w4"),
     **dict.fromkeys(("resolution", "patch-crop", "frame-select"), ("resnet8-w4", "resnet14-w4")),
     "time-skip": ("words-w8", "resnet8-w4"),

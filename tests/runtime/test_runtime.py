@@ -216,3 +216,9 @@ def test_file_tells_what_it_is(exported):
     assert content["macs"]["full"] == controller.task.full_macs
     assert content["hashes"]["weights"] == controller.task.backbone.identity()
     assert ort.InferenceSession(path).get_modelmeta().custom_metadata_map["skipgym"]
+
+
+def test_tree_is_refused_with_what_to_use_instead(random_backbone, tmp_path):
+    task = make_task("routing", random_backbone("tree-resnet8-w4"))
+    with pytest.raises(ValueError, match="cannot choose by where rows have come from.*Serve it by skipgym.Controller"):
+        export_onnx(Controller(task, full_policy(task)), tmp_path / "refused.onnx")
