@@ -12,7 +12,7 @@ from skipgym.envs import make_task
 from skipgym.runtime import Runtime
 from skipgym.runtime.blocked import block_size, in_blocks, with_blocks
 from skipgym.runtime.flow import branches
-from skipgym.runtime.session import open_session
+from skipgym.runtime.session import call, open_session
 from skipgym.runtime.tidy import tidied
 
 
@@ -126,8 +126,8 @@ def test_pools_multiples_and_constants_stay_in_blocks():
     assert [node.op_type for node in model.graph.node if node.op_type.startswith("Reorder")] == ["ReorderOutput"]
     image = generator.standard_normal((1, 3, 4, 4)).astype(np.float32)
     made = np.einsum("oi,nihw->nohw", kernel[:, :, 0, 0], image).reshape(1, channels, 2, 2, 2, 2).max((3, 5))
-    session = open_session(model.SerializeToString(), threads=1)
-    np.testing.assert_allclose(session.run(None, {"x": image})[0], made / 2 + 3, rtol=1e-5)
+    (found,) = call(open_session(model.SerializeToString(), threads=1), None, {"x": image})
+    np.testing.assert_allclose(found, made / 2 + 3, rtol=1e-5)
 
 
 def test_warm_runtime_of_a_policy_that_is_not_told_the_price_answers(exported, images, pixels):
