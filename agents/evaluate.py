@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ..data import Part
+from ..envs.tally import count_options
 from ..envs.task import Task
 from .controller import Controller
 from .policy import full_policy
@@ -137,6 +138,7 @@ def result_row(
         "count": measured.count,
         "unique_paths": measured.unique_paths,
         "execution": dict(zip(task.pieces, measured.execution, strict=True)),
+        "called": task.called(measured.actions),
         "chosen": dict(zip(task.pieces, option_counts(measured.actions, task), strict=True)),
         **more,
     }
@@ -150,25 +152,27 @@ def option_counts(actions: Tensor, task: Task) -> list[list[int]]:
         task: Says how many options there are.
     """
     options = list(task.decisions) * task.horizon
-    return [[int((actions[:, i] == option).sum()) for option in range(count)] for i, count in enumerate(options)]
+    return [count_options(actions[:, i], count) for i, count in enumerate(options)]
 
 
 def chosen_lines(row: Mapping[str, Any]) -> list[str]:
-    """Return what was chosen among more than two options, as lines to print: one for each such piece of a row."""
+    """Return how often the branches of each fork of a row were called, as lines to print, and which never."""
+    forks = row.get("called")
+    if forks is None:  # as earlier results are
+        forks = {piece: counts for piece, counts in row.get("chosen", {}).items() if len(counts) > 2}
     lines = []
-    for piece, counts in row.get("chosen", {}).items():  # earlier results have none
-        if len(counts) > 2:
-            shares = ", ".join(f"{i} {count / max(1, sum(counts)):.1%}" for i, count in enumerate(counts))
-            lines.append(f"{row['method']}, {piece}: option {shares}")
-    return lines + _never_chosen(row)
+    for piece, counts in forks.items():
+        shares = ", ".join(f"{i} {count / max(1, sum(counts)):.1%}" for i, count in enumerate(counts))
+        lines.append(f"{row['method']}, {piece}: option {shares}")
+    return lines + never_chosen(row["method"], forks)
 
 
-def _never_chosen(row: Mapping[str, Any]) -> list[str]:
-    """Return a line that names the options, of more than two, that a method never chose: dead experts, say."""
-    chosen = {piece: counts for piece, counts in row.get("chosen", {}).items() if len(counts) > 2 and sum(counts)}
-    dead = {piece: [str(i) for i, count in enumerate(counts) if not count] for piece, counts in chosen.items()}
+def never_chosen(method: str, forks: Mapping[str, Sequence[int]]) -> list[str]:
+    """Return a line that names the options that a method never chose where it had the choice: dead experts, say."""
+    reached = {piece: counts for piece, counts in forks.items() if sum(counts)}
+    dead = {piece: [str(i) for i, count in enumerate(counts) if not count] for piece, counts in reached.items()}
     named = [f"{piece} option {' '.join(options)}" for piece, options in dead.items() if options]
-    return [f"{row['method']}, never chosen: {'; '.join(named)}"] if named else []
+    return [f"{method}, never chosen: {'; '.join(named)}"] if named else []
 
 
 def write_results(path: Path, rows: Sequence[Mapping[str, Any]], **meta: Any) -> None:

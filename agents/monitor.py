@@ -22,6 +22,7 @@ class Monitor:
 
     Metrics: `train/reward`, `train/accuracy`, `train/compute`, `train/price` over the last episodes;
     `execution/PIECE`, how often it was executed; `val/accuracy`, `val/compute`, `val/score`, `val/unique_paths`;
+    `called/FORK/I`, where several ways fork as among experts: the share of the validation images there that took way I;
     `decisions`, an image with a row for each of 64 validation images and a column for each piece, white if executed;
     `looks/0` … `looks/3`, where a task looks at places: those of four images, and how the answer grew surer; or what
     was left out of them.
@@ -109,6 +110,7 @@ class Monitor:
                 "val/unique_paths": first.unique_paths,
             }
         )
+        self._log_calls(first)
         self._log_decisions(snapshot)
         if score >= self.best_score:
             self.best, self.best_score = snapshot, score
@@ -130,6 +132,11 @@ class Monitor:
         if self.writer:
             for key, value in scalars.items():
                 self.writer.add_scalar(key, value, self.seen)
+
+    def _log_calls(self, measured: Measured) -> None:
+        for fork, counts in self.task.called(measured.actions).items():
+            shares = [count / max(1, sum(counts)) for count in counts]
+            self._log({f"called/{fork}/{i}": share for i, share in enumerate(shares)})
 
     def _log_decisions(self, policy: Policy) -> None:
         if not self.writer:

@@ -74,7 +74,7 @@ class CifarResNet(nn.Module):
             if isinstance(module, nn.Conv2d | nn.Linear):
                 nn.init.kaiming_normal_(module.weight)
 
-    def _stage(self, in_channels: int, channels: int, count: int, stride: int) -> nn.Module:
+    def _stage(self, in_channels: int, channels: int, count: int, stride: int) -> nn.Sequential:
         first = CifarBlock(in_channels, channels, stride)
         return nn.Sequential(first, *(CifarBlock(channels, channels, 1) for _ in range(count - 1)))
 

@@ -71,6 +71,8 @@ class TreeResNet(CifarResNet):
         self.branches, self.width = branches, width
         super().__init__(depth, num_classes=num_classes, in_channels=in_channels, width=width)
 
-    def _stage(self, in_channels: int, channels: int, count: int, stride: int) -> nn.Module:
+    def _stage(  # pyright: ignore[reportIncompatibleMethodOverride] - a level is no sequence, but called like one
+        self, in_channels: int, channels: int, count: int, stride: int
+    ) -> nn.Module:
         level = (channels // self.width).bit_length() - 1  # each stage has twice the channels of the one before
         return Level(level, self.branches, in_channels, channels, count, stride)

@@ -35,10 +35,10 @@ class Experts(BranchTask):
     that one convolution runs. A training's account still counts every expert, which is more than runs.
 
     The backbone was trained with each image drawing the experts, all equally often, so that none is dead; then it is
-    frozen. How often each was chosen stands in the results (`chosen`), and `skipgym evaluate` and `compare` name those
-    that a method never chose. The last expert everywhere is the full network. Where the task is made by its name, a
-    CIFAR ResNet's name stands for the one with experts: `resnet20` for `experts-resnet20`, trained on first use for
-    embedded data.
+    frozen. How often each was chosen stands in the results (`called`), in TensorBoard in the course of training, and
+    `skipgym train`, `evaluate` and `compare` name those that were never chosen. The last expert everywhere is the full
+    network. Where the task is made by its name, a CIFAR ResNet's name stands for the one with experts: `resnet20` for
+    `experts-resnet20`, trained on first use for embedded data.
 
     Arguments:
         grid: Cells on a side of the pooled features.

@@ -57,6 +57,9 @@ class Recorded(Task):
     def rules(self) -> Mapping[str, Sequence[tuple[int, ...]]]:
         return self.live.rules
 
+    def called(self, actions: Tensor) -> dict[str, list[int]]:
+        return self.live.called(actions)
+
     def region(self, piece: int, option: int) -> Box | None:
         return self.live.region(piece, option)
 

@@ -12,6 +12,7 @@ from ..backbones.folding import fold
 from .branch_task import BranchTask
 from .choice import Choice
 from .state import State
+from .tally import count_options
 from .task import register_task
 
 
@@ -38,8 +39,9 @@ class Routing(BranchTask):
         costs (i+1)/n of the last, at whichever node.
 
     The backbone was trained with each image drawing its way, all scales, or leaves, equally often; then it is frozen.
-    The last option everywhere is the full network. How often each was chosen stands in the results (`chosen`). Relaxed,
-    features are mixed at each layer; of a tree the branches of all nodes then run on the mixture.
+    The last option everywhere is the full network. How often each was chosen, at each node of a tree, stands in the
+    results (`called`), and those that a method never chose are named. Relaxed, features are mixed at each layer; of a
+    tree the branches of all nodes then run on the mixture.
 
     Arguments:
         grid: Cells on a side of the pooled features.
@@ -67,6 +69,18 @@ class Routing(BranchTask):
     def pieces(self) -> list[str]:
         named = zip(self.crossings, self.backbone.blocks, strict=True)
         return [f"{option} of {block.name}" for (option, _), block in named]
+
+    def called(self, actions: Tensor) -> dict[str, list[int]]:
+        """Return how often each scale was called, or of a tree each branch of each node."""
+        if not self.nodes:
+            return super().called(actions)
+        found, node = {}, torch.zeros_like(actions[:, 0])
+        for piece, (_, places), column in zip(self.pieces, self.crossings, actions.unbind(1), strict=True):
+            for place in range(places):
+                name = f"{piece} at node {place}" if places > 1 else piece
+                found[name] = count_options(column[node == place], self.decisions[0])
+            node = node * self.decisions[0] + column
+        return found
 
     def observe(self, state: State) -> Tensor:
         """Return the pooled features, of a tree with the node."""

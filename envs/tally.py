@@ -4,6 +4,11 @@ import torch
 from torch import Tensor
 
 
+def count_options(actions: Tensor, options: int) -> list[int]:
+    """Return how often each of so many options was chosen; -1, where nothing was, is not counted. Shape (N,)."""
+    return [int((actions == option).sum()) for option in range(options)]
+
+
 class Tally:
     """What happened in the episodes since the last look: for logs, progress bars and compute targets."""
 

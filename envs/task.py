@@ -15,6 +15,7 @@ from ..ids import PLUGINS, TASKS, register_env
 from ..registry import Registry, first_line
 from .choice import Choice, Hard
 from .state import State
+from .tally import count_options
 
 if TYPE_CHECKING:
     from .recorded import Record
@@ -201,6 +202,19 @@ class Task(nn.Module, ABC):
             actions: One for each piece; -1 where nothing was decided.
         """
         return [name for name, action in zip(self.pieces, actions, strict=True) if action > 0]
+
+    def called(self, actions: Tensor) -> dict[str, list[int]]:
+        """Return how often each of the branches of each fork was called: one that never is, is dead.
+
+        Forks are the pieces of more than two options, unless the task knows better: to execute always, or never, is no
+        fault.
+
+        Args:
+            actions: -1 where nothing was decided. Shape (N, pieces).
+        """
+        options = list(self.decisions) * self.horizon
+        columns = zip(self.pieces, options, actions.unbind(1), strict=True)
+        return {piece: count_options(column, count) for piece, count, column in columns if count > 2}
 
     @property
     def action_space(self) -> spaces.Discrete | spaces.MultiDiscrete | spaces.Box:

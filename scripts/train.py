@@ -5,6 +5,7 @@ from pathlib import Path
 
 import tyro
 
+from ..agents.evaluate import never_chosen
 from ..agents.training import TrainConfig, claim, prepare, train
 
 
@@ -29,4 +30,6 @@ def main(arguments: list[str]) -> int:
         f"next: skipgym evaluate {config.out / 'controller'} --data {config.data} --split test\n"
         f"      tensorboard --logdir {config.out}"
     )
+    for line in never_chosen(config.agent, task.called(val.actions)):
+        print(f"warning: {line} (on validation images)")
     return 0

@@ -1,6 +1,7 @@
 """Training stops at the first limit that is reached, and is validated evenly on the way."""
 
 import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from skipgym.agents.monitor import Monitor
 from skipgym.agents.policy import full_policy
@@ -68,3 +69,15 @@ def test_training_stops_at_the_budget_of_backbone_macs(agent, played, task, dark
     trained = train(config, task, dark_or_bright, quiet=True)
     assert budget <= trained.backbone_macs <= budget + played * task.full_macs
     assert len(trained.history) > 1
+
+
+def test_calls_of_each_way_at_a_fork_are_logged(random_backbone, dark_or_bright, tmp_path):
+    task = make_task("routing", random_backbone("tree-resnet8-w4"))
+    watched = Monitor(task, dark_or_bright.val, out=tmp_path, prices=(0.1,), target=None, images=10, quiet=True)
+    watched.validate(full_policy(task), force=True)
+    watched.close()
+    events = EventAccumulator(str(tmp_path)).Reload()
+    logged = {tag: events.Scalars(tag)[-1].value for tag in events.Tags()["scalars"] if tag.startswith("called/")}
+    assert len(logged) == 2 + 4 + 8
+    assert logged["called/branch of layer1/0"] == 0
+    assert logged["called/branch of layer3 at node 3/1"] == 1

@@ -47,8 +47,9 @@ def test_training_deals_rows_to_all_leaves(level, rows):
 def test_row_takes_one_way_down_the_tree_in_training():
     """Row 5 of 8 leaves: branch 1 of the trunk, then 0 of node 1, then 1 of node 2."""
     tree, ways = TreeResNet(8, width=4).train(), []
-    for stage in (tree.layer1, tree.layer2, tree.layer3):
-        marked = torch.zeros(16, stage.cells[0][0].conv1.in_channels, 8, 8)
+    for stage, channels in ((tree.layer1, 4), (tree.layer2, 4), (tree.layer3, 8)):
+        assert isinstance(stage, Level)
+        marked = torch.zeros(16, channels, 8, 8)
         marked[5] = 1
         for index, cell in enumerate(stage.cells):
             cell.register_forward_pre_hook(lambda _m, x, i=index: ways.append(i) if bool(x[0].any()) else None)

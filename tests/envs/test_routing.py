@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from stable_baselines3.common.env_checker import check_env as check_env_sb3
 
+from skipgym.agents.evaluate import chosen_lines
 from skipgym.agents.relaxed import Metered
 from skipgym.envs import Hard, Routing, SkipEnv, make_task
 
@@ -126,3 +127,20 @@ class TestTree:
         env = SkipEnv(engine=make_engine(tree))
         check_env(env)
         check_env_sb3(env)
+
+    def test_calls_are_counted_at_each_node(self, tree):
+        """Nobody comes to node 3, so that its branches are not called dead; branch 1 of node 1 is."""
+        called = tree.called(torch.tensor([[0, 0, 0], [0, 1, 1], [1, 0, 0], [1, 0, 1]]))
+        assert called == {
+            "branch of layer1": [2, 2],
+            "branch of layer2 at node 0": [1, 1],
+            "branch of layer2 at node 1": [2, 0],
+            "branch of layer3 at node 0": [1, 0],
+            "branch of layer3 at node 1": [0, 1],
+            "branch of layer3 at node 2": [1, 1],
+            "branch of layer3 at node 3": [0, 0],
+        }
+        assert chosen_lines({"method": "ppo", "called": called})[-1] == (
+            "ppo, never chosen: branch of layer2 at node 1 option 1; branch of layer3 at node 0 option 1; "
+            "branch of layer3 at node 1 option 0"
+        )
