@@ -34,7 +34,6 @@ class Looking(Task):
     Attributes:
         look_macs: Cost of one look, in MACs of one input.
         shown_size: How many numbers the policy is shown of what is there at first.
-        looked_size: Likewise, of where was looked.
         reader: Remembers, and answers.
     """
 
@@ -47,6 +46,11 @@ class Looking(Task):
     @abstractmethod
     def reader(self) -> Reader: ...
 
+    @property
+    def looked_size(self) -> int:
+        """How many numbers the policy is shown of where was looked."""
+        return self.coordinates or self.decisions[0] - 1
+
     def set_decisions(self, looks: int, *, options: int, source: int, shown: int) -> None:
         """Take what a decision is, and from this what a row holds and what the policy sees.
 
@@ -57,7 +61,6 @@ class Looking(Task):
             shown: How many numbers of `start`'s `shown` the policy sees.
         """
         self.horizon, self.decisions, self.shown_size = looks, (1 + options,), shown
-        self.looked_size = self.coordinates or options
         self.row_sizes = [source, self.reader.memory_size, self.backbone.num_classes]
         self.observation_shape = (SIGNS + self.reader.shown_size + self.looked_size + shown,)
 
