@@ -9,6 +9,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from torch import Tensor
+from torch.nn import functional as F
 
 from ..envs.choice import Hard
 from ..envs.rollout import rollout
@@ -17,6 +18,9 @@ from ..envs.task import Box, Task
 from .controller import Controller
 from .mask_pictures import draw_masks
 from .policy import Decider
+
+LINE = 8
+"""Steps of a sequence that stand in one line, where they are more than half as many again."""
 
 COLOURS = ("tab:orange", "tab:green", "tab:red", "tab:purple", "tab:cyan", "tab:pink")
 
@@ -71,11 +75,19 @@ def story(controller: Controller, image: Tensor, *, price: float | None = None) 
     told = _Told(task, controller.policy, torch.full((1,), controller.price if price is None else price))
     told.answers = []
     run = rollout(task, task.prepare(images), told)
-    boxes = task.regions(run.actions[0].tolist())
-    end = run.logits[0].softmax(0)
-    answers = told.answers[: len(boxes) + 1] + [end] * (len(boxes) + 1 - len(told.answers))
+    actions, places = run.actions[0].tolist(), None if run.places is None else run.places[0]
+    boxes = task.regions(actions, places)
+    answers = [*told.answers, run.logits[0].softmax(0)]
+    looks = [0, *_looks(task, actions)]
     compute = float(run.macs[0] + told.macs[0]) / task.full_macs
-    return Story(boxes, torch.stack(answers).cpu(), compute)
+    return Story(boxes, torch.stack([answers[look] for look in looks]).cpu(), compute)
+
+
+def _looks(task: Task, actions: list[int]) -> list[int]:
+    """Return after how many decisions a region was added: some leave a piece out and go on."""
+    none = [-1] * len(actions)
+    regions = [len(task.regions([*actions[:count], *none[count:]])) for count in range(len(actions) + 1)]
+    return [count for count in range(1, len(regions)) if regions[count] > regions[count - 1]]
 
 
 def is_drawable(task: Task) -> bool:
@@ -100,11 +112,16 @@ def draw_story(controller: Controller, image: Tensor, *, price: float | None = N
     if controller.task.has_masks:
         return draw_masks(controller, image, price=price)
     told, names = story(controller, image, price=price), controller.task.backbone.class_names
+    task, seen = controller.task, controller.task.pictures(image.unsqueeze(0))[0]
     figure = Figure(figsize=(8, 3.6), layout="constrained")
     FigureCanvasAgg(figure)
-    left, right = figure.subplots(1, 2)
-    _draw_boxes(left, controller.task.pictures(image.unsqueeze(0))[0], told.boxes)
-    _draw_growth(right, told, names[told.answer])
+    if task.takes_clips:  # frames or words side by side
+        where, growth = figure.subplots(2, 1, height_ratios=(1, 1.2))
+        _draw_boxes(where, *_in_lines(seen, told.boxes, int(task.regions(task.onward)[0][3])), steps=True)
+    else:
+        where, growth = figure.subplots(1, 2)
+        _draw_boxes(where, seen, told.boxes)
+    _draw_growth(growth, told, names[told.answer])
     figure.suptitle(f"{names[told.answer]}, {told.compute:.1%} of the full network's MACs")
     return figure
 
@@ -128,7 +145,19 @@ def check_format(path: Path) -> None:
         raise ValueError(f"picture {path}: expected a name that ends in one of {endings}. Rename it.")
 
 
-def _draw_boxes(axes: Axes, image: Tensor, boxes: list[Box]) -> None:
+def _in_lines(image: Tensor, boxes: list[Box], width: int) -> tuple[Tensor, list[Box]]:
+    """Return a strip of steps, each so wide, as lines below each other, and its boxes there; a short one as it is."""
+    steps, height = image.shape[2] // width, image.shape[1]
+    if steps <= 1.5 * LINE:
+        return image, boxes
+    lines = F.pad(image, (0, -steps % LINE * width), value=255).split(LINE * width, 2)
+    places = [divmod(int(left) // width, LINE) for _, left, _, _ in boxes]
+    moved = [(float(line * height), float(column * width), float(height), float(width)) for line, column in places]
+    return torch.cat(lines, 1), moved
+
+
+def _draw_boxes(axes: Axes, image: Tensor, boxes: list[Box], *, steps: bool = False) -> None:
+    """Draw an image, and boxes with their numbers in the left corner; of steps, which begin there, in the right."""
     pixels = image.permute(1, 2, 0).cpu().numpy()
     axes.imshow(pixels if pixels.shape[2] == 3 else pixels[:, :, 0], cmap="gray", interpolation="nearest")
     for index, (top, left, height, width) in enumerate(boxes):
@@ -136,7 +165,9 @@ def _draw_boxes(axes: Axes, image: Tensor, boxes: list[Box]) -> None:
         inset = 0.15 * index  # so that looks at the same place stay apart
         corner = left - 0.5 + inset, top - 0.5 + inset  # a pixel's centre is at whole numbers
         axes.add_patch(Rectangle(corner, width - 2 * inset, height - 2 * inset, fill=False, ec=colour, lw=2))
-        axes.text(*corner, str(index + 1), color="white", backgroundcolor=colour, fontsize=8, va="top")
+        x, side, size = (corner[0] + width, "right", 6) if steps else (corner[0], "left", 8)
+        label = {"color": "white", "backgroundcolor": colour, "fontsize": size, "va": "top", "ha": side}
+        axes.text(x, corner[1], str(index + 1), **label)
     axes.set_axis_off()
 
 

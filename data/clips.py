@@ -49,10 +49,14 @@ def at_moments(clips: Tensor, moments: int) -> Tensor:
     Returns:
         Shape (N, moments, C, H, W).
     """
+    return clips[torch.arange(len(clips), device=clips.device)[:, None], moment_numbers(clips, moments)]
+
+
+def moment_numbers(clips: Tensor, moments: int) -> Tensor:
+    """Return the numbers, from 0, of the frames that `at_moments` shows. Shape (N, moments)."""
     first, last = (0.0, 1.0) if moments > 1 else (0.5, 0.5)
     share = torch.linspace(first, last, moments, device=clips.device)
-    index = (share * (clip_lengths(clips)[:, None] - 1)).round().long()  # (N, moments)
-    return clips[torch.arange(len(clips), device=clips.device)[:, None], index]
+    return (share * (clip_lengths(clips)[:, None] - 1)).round().long()
 
 
 def evenly(length: int, count: int) -> list[int]:

@@ -8,7 +8,7 @@ from torch import Tensor
 from ..backbones.backbone import Backbone
 from ..backbones.moments import check_clips, frame_macs, prepare_frames, preview, time_code
 from ..backbones.reader_training import pooled
-from ..data.clips import at_moments, evenly
+from ..data.clips import at_moments, evenly, moment_numbers
 from .look_task import LookTask
 from .task import Box, register_task
 
@@ -121,9 +121,13 @@ class FrameSelect(LookTask):
         """Return the numbers of the frames at the reader's moments: previewed, and chosen from."""
         return evenly(length, self.moments)
 
-    def executed(self, image: Tensor, actions: Sequence[int]) -> list[str]:
-        """Return which of the offered frames were looked at, in that order."""
-        return [f"moment {action} of {self.moments}" for action in actions if action > 0]
+    def executed(
+        self, image: Tensor, actions: Sequence[int], *, places: Tensor | None = None, frames: Sequence[int] = ()
+    ) -> list[str]:
+        """Return the numbers, from 1, of the frames that were looked at, in that order."""
+        numbers = moment_numbers(image.unsqueeze(0), self.moments)[0].tolist()
+        shown = [numbers[action - 1] for action in actions if action > 0]
+        return [f"frame {1 + (frames[number] if frames else number)}" for number in shown]
 
     def region(self, piece: int, option: int) -> Box | None:
         """Return where a frame is in the strip that `pictures` gives."""

@@ -34,7 +34,6 @@ class Looking(Task):
     Attributes:
         look_macs: Cost of one look, in MACs of one input.
         shown_size: How many numbers the policy is shown of what is there at first.
-        looked_size: Likewise, of where was looked.
         signs_only: Whether the policy sees nothing of what is there at first, nor of the reader's memory.
         reader: Remembers, and answers.
     """
@@ -49,6 +48,11 @@ class Looking(Task):
     @abstractmethod
     def reader(self) -> Reader: ...
 
+    @property
+    def looked_size(self) -> int:
+        """How many numbers the policy is shown of where was looked."""
+        return self.coordinates or self.decisions[0] - 1
+
     def set_decisions(self, looks: int, *, options: int, source: int, shown: int) -> None:
         """Take what a decision is, and from this what a row holds and what the policy sees.
 
@@ -59,7 +63,6 @@ class Looking(Task):
             shown: How many numbers of `start`'s `shown` the policy sees.
         """
         self.horizon, self.decisions, self.shown_size = looks, (1 + options,), 0 if self.signs_only else shown
-        self.looked_size = self.coordinates or options
         self.row_sizes = [source, self.reader.memory_size, self.backbone.num_classes]
         details = 0 if self.signs_only else self.reader.shown_size + shown
         self.observation_shape = (SIGNS + self.looked_size + details,)

@@ -164,6 +164,13 @@ class PatchCrop(LookTask):
         ]
         return [box for box in boxes if box is not None]
 
+    def executed(
+        self, image: Tensor, actions: Sequence[int], *, places: Tensor | None = None, frames: Sequence[int] = ()
+    ) -> list[str]:
+        """Return the crops that were looked at, in order: size, and row and column of the centre, in pixels."""
+        boxes = self.regions(actions, places)
+        return [f"{h:g} x {w:g} at ({top + h / 2:.4g}, {left + w / 2:.4g})" for top, left, h, w in boxes]
+
     def _square(self, place: Place) -> Box:
         side = float(self.reader.patch * place.zoom * 2 ** (self.reader.scales - 1))
         return place.row - side / 2, place.column - side / 2, side, side

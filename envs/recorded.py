@@ -81,8 +81,17 @@ class Recorded(Task):
     def blank(self) -> Tensor:
         return tickets(torch.zeros(1, dtype=torch.long))
 
+    def executed(
+        self, image: Tensor, actions: Sequence[int], *, places: Tensor | None = None, frames: Sequence[int] = ()
+    ) -> list[str]:
+        return self.live.executed(self._originals(image.unsqueeze(0))[0], actions, places=places, frames=frames)
+
     def pictures(self, images: Tensor) -> Tensor:
-        return self.live.pictures(self.images[self.source[self.prepare(images).cpu()]])
+        return self.live.pictures(self._originals(images))
+
+    def _originals(self, images: Tensor) -> Tensor:
+        """Return what tickets were written for."""
+        return self.images[self.source[self.prepare(images).cpu()]]
 
 
 class Record(ABC):

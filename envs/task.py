@@ -194,12 +194,16 @@ class Task(nn.Module, ABC):
         """
         return {}
 
-    def executed(self, image: Tensor, actions: Sequence[int]) -> list[str]:
+    def executed(
+        self, image: Tensor, actions: Sequence[int], *, places: Tensor | None = None, frames: Sequence[int] = ()
+    ) -> list[str]:
         """Return what was executed on a way through, for people: the pieces' names.
 
         Args:
             image: What went through, (C, H, W) or a clip (T, C, H, W).
             actions: One for each piece; -1 where nothing was decided.
+            places: Of each decision, where it has one. Shape (horizon, coordinates).
+            frames: Numbers, from 0, of a clip's frames in what they were taken from; as they are where none are given.
         """
         return [name for name, action in zip(self.pieces, actions, strict=True) if action > 0]
 

@@ -203,10 +203,12 @@ class TimeSkip(Task):
         """Return the numbers of evenly spread frames, no more than the recurrent network was trained on."""
         return evenly(length, self.reader.steps)
 
-    def executed(self, image: Tensor, actions: Sequence[int]) -> list[str]:
+    def executed(
+        self, image: Tensor, actions: Sequence[int], *, places: Tensor | None = None, frames: Sequence[int] = ()
+    ) -> list[str]:
         """Return the words that were read, or the numbers of frames, from 1; skimmed ones in brackets."""
         vocabulary = self.backbone.vocabulary
-        words = spell(image, vocabulary) if vocabulary else [f"frame {step + 1}" for step in range(len(image))]
+        words = spell(image, vocabulary) if vocabulary else [f"frame {n + 1}" for n in frames or range(len(image))]
         read = [(words[place], how) for place, how in self.read_places(actions) if place < len(words)]
         return [word if how == "read" else f"({word})" for word, how in read]
 

@@ -184,7 +184,9 @@ class TokenSkip(Task):
             found[f"after block {count}"] = state.memory["keep"].view(self.side, self.side)
         return found
 
-    def executed(self, image: Tensor, actions: Sequence[int]) -> list[str]:
+    def executed(
+        self, image: Tensor, actions: Sequence[int], *, places: Tensor | None = None, frames: Sequence[int] = ()
+    ) -> list[str]:
         """Return how many tokens went on, or which."""
         if self.by == "token":
             return super().executed(image, actions)

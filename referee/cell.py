@@ -17,6 +17,7 @@ from ..agents.baselines import RULE, StaticPoint, dearest, random_policy, rule_c
 from ..agents.controller import Controller
 from ..agents.evaluate import Measured, measure, measure_full, result_row
 from ..agents.oracle import Bound, bounds
+from ..agents.pictures import draw_story, is_drawable
 from ..agents.policy import StaticPolicy
 from ..agents.threshold import threshold_at_price, threshold_policy
 from ..agents.training import meet, train
@@ -26,7 +27,9 @@ from .methods import THRESHOLDS, is_learned, method
 from .plan import Budget, Cell, CompareConfig
 
 RESULT, IMAGES = "cell.json", "images.safetensors"
-EXAMPLES = 8
+EXAMPLES, PICTURES = 8, 3
+"""Of each kind that the report shows; of these, that are drawn with where was looked."""
+DPI = 72
 
 Row = dict[str, Any]
 Arrays = dict[str, Tensor]
@@ -75,7 +78,7 @@ class Bench:
                 | {"history": trained.history, "controller": f"runs/{directory.stem}/controller"}
             )
             if cell.seed == 0:
-                rows[-1]["examples"] = examples(test, self.data.test, self.task)
+                rows[-1]["examples"] = examples(test, self.data.test, controller)
             arrays |= _arrays(budget, test)
         return rows, arrays
 
@@ -184,13 +187,26 @@ def execution_by_class(actions: Tensor, labels: Tensor, names: tuple[str, ...]) 
     return rates
 
 
-def examples(test: Measured, part: Part, task: Task) -> dict[str, list[Row]]:
-    """Return the images that took least and most, with the way each went."""
+def examples(test: Measured, part: Part, controller: Controller) -> dict[str, list[Row]]:
+    """Return the images that took least and most, with the way each went; of the first few its picture."""
     order = test.compute_of.argsort(stable=True)
-    return {
-        "easiest": [_example(test, part, task, int(i)) for i in order[:EXAMPLES]],
-        "hardest": [_example(test, part, task, int(i)) for i in order.flip(0)[:EXAMPLES]],
-    }
+    found: dict[str, list[Row]] = {}
+    for name, rows in (("easiest", order[:EXAMPLES]), ("hardest", order.flip(0)[:EXAMPLES])):
+        found[name] = [_example(test, part, controller.task, int(i)) for i in rows]
+        if is_drawable(controller.task):
+            for example, index in zip(found[name][:PICTURES], rows.tolist(), strict=False):
+                example |= _told(controller, part.images[index])
+    return found
+
+
+def _told(controller: Controller, image: Tensor) -> Row:
+    """Return where on an image was looked, or what was left out, as a picture; and what was looked at by its name."""
+    task, decision = controller.task, controller(image.unsqueeze(0))
+    buffer = io.BytesIO()
+    draw_story(controller, image).savefig(buffer, dpi=DPI)
+    places = None if decision.places is None else decision.places[0]
+    looked = [] if task.has_masks else task.executed(image, decision.actions[0].tolist(), places=places)
+    return {"picture": base64.b64encode(buffer.getvalue()).decode(), "looked": looked}
 
 
 def _example(test: Measured, part: Part, task: Task, index: int) -> Row:

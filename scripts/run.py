@@ -47,35 +47,39 @@ def main(arguments: list[str]) -> int:
     if config.picture:
         check_drawable(controller.task)
         check_format(config.picture)
-    images = _inputs(controller, config.images)
+    images, frames = _inputs(controller, config.images)
     decision = controller(images, price=config.price)
     confidence = decision.logits.softmax(1).amax(1)
     for i, path in enumerate(config.images):
         label = int(decision.labels[i])
-        kept = controller.task.executed(images[i], decision.actions[i].tolist())
+        places = None if decision.places is None else decision.places[i]
+        kept = controller.task.executed(images[i], decision.actions[i].tolist(), places=places, frames=frames[i])
+        told = (", " if any(" " in name for name in kept) else " ").join(kept) or "nothing"
         print(
             f"{path}: {backbone.class_names[label]} ({float(confidence[i]):.1%}), {float(decision.compute[i]):.1%} of "
-            f"the full network's MACs, executed {len(kept)} of {len(pieces)}: {' '.join(kept) or 'nothing'}"
+            f"the full network's MACs, executed {len(kept)} of {len(pieces)}: {told}"
         )
         if config.picture:
             save_story(controller, images[i], _numbered(config.picture, i, len(images)), price=config.price)
     return 0
 
 
-def _inputs(controller: Controller, paths: Sequence[Path]) -> Tensor:
-    """Return what files hold, as the controller takes it."""
+def _inputs(controller: Controller, paths: Sequence[Path]) -> tuple[Tensor, list[list[int]]]:
+    """Return what files hold, as the controller takes it, and of videos the numbers of the frames, from 0."""
+    none: list[list[int]] = [[] for _ in paths]
     if controller.task.backbone.vocabulary:
-        return _texts(controller, paths)
+        return _texts(controller, paths), none
     channels, height, width = controller.task.backbone.input_shape
     if height != width:
         raise ValueError(f"run: expected a backbone of square images, got {height} x {width}. Call the controller.")
     if controller.task.takes_clips:
-        return joined([_clip(controller, path, height, channels) for path in paths])
-    return torch.stack([read_image(path, image_size=height, channels=channels) for path in paths])
+        clips, numbers = zip(*(_clip(controller, path, height, channels) for path in paths), strict=True)
+        return joined(clips), list(numbers)
+    return torch.stack([read_image(path, image_size=height, channels=channels) for path in paths]), none
 
 
-def _clip(controller: Controller, path: Path, size: int, channels: int) -> Tensor:
-    """Return the frames of a video that the task can look at, of those that a directory's are read to."""
+def _clip(controller: Controller, path: Path, size: int, channels: int) -> tuple[Tensor, list[int]]:
+    """Return the frames of a video that the task can look at, of those a directory's are read to; their numbers."""
     if path.suffix.lower() not in VIDEOS:
         raise ValueError(
             f"run: expected videos ({', '.join(sorted(VIDEOS))}) for a controller of {controller.task.name}, which "
@@ -83,7 +87,8 @@ def _clip(controller: Controller, path: Path, size: int, channels: int) -> Tenso
         )
     video = Video(path)
     kept = evenly(len(video), MOST)
-    return video.frames([kept[i] for i in controller.task.offered(len(kept))], image_size=size, channels=channels)
+    numbers = [kept[i] for i in controller.task.offered(len(kept))]
+    return video.frames(numbers, image_size=size, channels=channels), numbers
 
 
 def _texts(controller: Controller, paths: Sequence[Path]) -> Tensor:

@@ -190,6 +190,40 @@ def test_any_mode_becomes_rgb(tmp_path, image, expected):
     assert pixels.permute(1, 2, 0).reshape(4, 3).tolist() == [list(expected)] * 4
 
 
+@pytest.mark.parametrize("size", [(1, 1), (1, 40), (40, 1)], ids=["pixel", "line", "column"])
+def test_images_of_one_pixel_or_one_line_are_enlarged(tmp_path, size):
+    pixels = read_image(save(Image.new("RGB", size, RED), tmp_path / "image.png"), image_size=8)
+    assert pixels.permute(1, 2, 0).reshape(-1, 3).unique(dim=0).tolist() == [list(RED)]
+
+
+def test_levels_of_16_bits_and_palettes_in_colour_become_8(tmp_path):
+    deep = np.full((4, 4), 65535, np.uint16)
+    deep[:2] = 128 * 256
+    grey = read_image(save(Image.fromarray(deep), tmp_path / "deep.tiff"), image_size=4, channels=1)
+    assert grey[0, :, 0].tolist() == [128, 128, 255, 255]
+
+
+def test_folder_of_every_kind_with_corrupt_files_in_the_middle_is_loaded(save_folder):
+    """Grey, transparent, 16-bit, one-pixel and wide images, and two files that break off."""
+    root = save_folder("cat", "dog", n=30)
+    odd = {
+        "05": Image.new("L", (12, 12), 90),
+        "06": Image.new("RGBA", (12, 12), (*RED, 128)),
+        "07": Image.fromarray(np.full((12, 12), 40_000, np.uint16)),
+        "08": Image.new("RGB", (1, 1), RED),
+        "09": Image.new("1", (300, 2)),
+    }
+    for name, image in odd.items():
+        image.save(root / "cat" / f"{name}.png")
+    whole = (root / "dog" / "15.png").read_bytes()
+    (root / "dog" / "15.png").write_bytes(whole[: len(whole) // 2])
+    (root / "cat" / "20.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+    with pytest.warns(UserWarning, match=r"2 of 60 files .*(15|20)\.png.*(15|20)\.png.* left out"):
+        data = load(root, image_size=12)
+    assert data.image_shape == (3, 12, 12)
+    assert sum(len(part) for part in (data.train, data.policy, data.val, data.test)) == 58
+
+
 def test_grey_is_read_as_one_channel(tmp_path):
     pixels = read_image(save(Image.new("RGB", (4, 4), (100,) * 3), tmp_path / "image.png"), image_size=4, channels=1)
     assert torch.equal(pixels, torch.full((1, 4, 4), 100, dtype=torch.uint8))

@@ -246,6 +246,8 @@ class TestErrors:
         assert 0 <= measure(Controller(engine.task, StaticPolicy((1, 0, 0), 1)), clips.val).accuracy <= 1
 
 
-def test_run_tells_the_moments_looked_at_in_their_order(task):
-    looked = task.executed(torch.zeros(9, 1, 8, 8), (task.moments, 1, 0))
-    assert looked == [f"moment {task.moments} of {task.moments}", f"moment 1 of {task.moments}"]
+def test_run_tells_the_numbers_of_the_frames_looked_at_in_their_order(task):
+    clip = torch.arange(9.0).view(9, 1, 1, 1).expand(9, 1, 8, 8)
+    assert task.executed(clip, (task.moments, 1, 0)) == ["frame 9", "frame 1"]
+    padded = torch.cat([clip, clip[-1:].expand(4, -1, -1, -1)])
+    assert task.executed(padded, (task.moments, 2, 1), frames=range(0, 26, 2)) == ["frame 17", "frame 7", "frame 1"]

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from PIL import Image
 
 from skipgym.agents.controller import Controller
 from skipgym.agents.policy import StaticPolicy
@@ -68,7 +69,19 @@ def test_video_is_answered_from_frames_that_can_be_looked_at(
     assert [len(numbers) for numbers in asked] == [most, 1]
     assert asked[0][0] == 0
     assert asked[0][-1] == 49
-    assert len(capsys.readouterr().out.splitlines()) == 2
+    told = capsys.readouterr().out.splitlines()
+    assert len(told) == 2
+    if name == "frame-select":
+        assert told[0].endswith(f": frame {asked[0][1] + 1}, frame 1")  # of the video, not of what was decoded
+        assert told[1].endswith(": frame 1, frame 1")
+
+
+def test_image_is_answered_with_the_places_that_were_looked_at(random_backbone, tmp_path, capsys):
+    task = make_task("patch-crop", random_backbone(), looks=2)
+    saved = Controller(task, StaticPolicy((5, 3), 1)).save(tmp_path / "crops")
+    Image.new("L", (8, 8), 100).save(tmp_path / "grey.png")
+    assert main(["run", str(saved), str(tmp_path / "grey.png")]) == 0
+    assert capsys.readouterr().out.endswith(": 8 x 8 at (4, 4), 8 x 8 at (2, 6)\n")  # of two scales the wider
 
 
 def test_video_is_answered_as_in_a_directory(of_clips, tmp_path, capsys):
