@@ -1,6 +1,7 @@
 """The gate network: from an observation to the logits of a decision. All learners share it."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -163,6 +164,22 @@ def make_trunk(layout: Layout, hidden: int) -> VectorTrunk | ImageTrunk:
     raise ValueError(f"observation: expected shape (D,) or (C, H, W), got {layout.shape}. Pool or flatten it.")
 
 
+class Within(torch.autograd.Function):
+    """Clamps to -1 … 1; beyond, gradients pass that bring a number back: where a clamp has none it would stay."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        """Return numbers in -1 … 1. Any shape."""
+        ctx.save_for_backward(x)
+        return x.clamp(-1, 1)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Return the gradient, without what would lead further out as it is descended."""
+        (x,) = ctx.saved_tensors
+        return gradient * ((x.abs() <= 1) | (gradient * x > 0))
+
+
 class Gate(nn.Module):
     """Trunk, optionally a recurrent core (SkipNet's RNN gate), and one linear layer to the logits.
 
@@ -217,7 +234,7 @@ class Gate(nn.Module):
         if not self.coordinates:
             return outputs, None
         logits, place = outputs.split([sum(self.decisions), self.coordinates], 1)
-        return logits, place.clamp(-1, 1)
+        return logits, Within.apply(place)
 
     def macs(self) -> int:
         """Return the cost of one decision, in MACs."""

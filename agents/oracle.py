@@ -100,7 +100,7 @@ def paths_to_follow(task: Task, limit: int) -> tuple[list[Path], bool]:
         raise ValueError(
             f"paths: expected decisions among options, which can all be followed, got {task.name} whose places are "
             "numbers. Take places of a grid, --task-options places grid, or a learner that draws or descends: ppo, "
-            "a2c, gumbel."
+            "reinforce, gumbel."
         )
     if task.paths is not None and len(task.paths) <= limit:
         return task.paths, True

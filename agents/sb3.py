@@ -233,6 +233,6 @@ class DQNLearner(Learner):
         if len(task.decisions) != 1 or task.coordinates:
             got = "a place" if task.coordinates else f"{len(task.decisions)}"
             raise ValueError(
-                f"agent dqn: expected a task whose decision has one part, got {task.name} with {got}. Use ppo or a2c, "
-                "or another task."
+                f"agent dqn: expected a task whose decision has one part, got {task.name} with {got}. Use ppo, a2c "
+                "or reinforce, or another task."
             )

@@ -11,7 +11,7 @@ from skipgym.agents.threshold import NEVER, ThresholdPolicy
 from skipgym.data.words import as_clips
 from skipgym.envs import Hard, PatchCrop, make_task
 from skipgym.envs.step_pictures import CELL
-from skipgym.envs.time_skip import Move
+from skipgym.envs.time_skip import Move, TimeSkip
 
 
 @pytest.fixture
@@ -36,7 +36,7 @@ def test_story_has_a_probability_before_and_after_each_look(task, image, actions
 
 
 def test_confidence_grows_with_what_is_read_and_not_with_what_is_left_out(random_backbone):
-    task = make_task("time-skip", random_backbone("words-w8", reader="steps"), skip="1")
+    task = TimeSkip(random_backbone("words-w8", reader="steps"), skip="1")
     leave, read = (1 + task.moves.index(Move(how, 1)) for how in ("leave", "read"))
     text = as_clips([["a", "b", "c", "d"]], task.backbone.vocabulary, task.blank().shape[1])
     way = (leave, read, leave, read)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from skipgym.agents.evaluate import measure
-from skipgym.agents.gate import Gate
+from skipgym.agents.gate import Gate, Within
 from skipgym.agents.policy import GatePolicy, make_policy
 from skipgym.agents.training import TrainConfig, train
 from skipgym.agents.twins import bounded, follow_both
@@ -115,6 +115,14 @@ def test_options_alone_say_no_place(find, dark_or_bright):
     run = rollout(find, find.prepare(images), lambda state: find.choice(torch.ones(5, 1).long()))
     assert run.places.isnan().all()
     assert run.actions.tolist() == [[1]] * 5
+
+
+def test_gradient_leads_back_from_beyond_the_edge_and_not_further_out():
+    x = torch.tensor([-2.0, -2.0, 0.5, 2.0, 2.0], requires_grad=True)
+    within = Within.apply(x)
+    assert within.tolist() == [-1, -1, 0.5, 1, 1]
+    within.backward(torch.tensor([1.0, -1.0, 3.0, 1.0, -1.0]))  # a positive gradient lowers, as it is descended
+    assert x.grad.tolist() == [0, -1, 3, 1, 0]
 
 
 def test_gate_with_a_place_is_built_again(gate):
