@@ -2,7 +2,7 @@
 
 `python examples/controllers_in_time.py` makes each with random weights and gates that leave about half out, exports
 it, and lets it and the static network answer the same images in turn: one thread, one image and 64 at a time. It takes
-about ten minutes; name some to take less: `python examples/controllers_in_time.py half exits`.
+a quarter of an hour; name some to take less: `python examples/controllers_in_time.py half exits`.
 """
 
 import sys
