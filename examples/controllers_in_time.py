@@ -43,6 +43,7 @@ def gated(task: Task) -> tuple[Gate, torch.Tensor]:
     return gate, gate.head(hidden)
 
 
+@torch.no_grad()
 def blocks(name: str = "resnet56", *, keep: Callable[[int], bool] | None = None) -> Controller:
     """Block dropping: the blocks that are to be kept, the same for all images; or each block for half of them."""
     task = make_task("block-drop", make_backbone(name))
@@ -57,6 +58,7 @@ def blocks(name: str = "resnet56", *, keep: Callable[[int], bool] | None = None)
     return Controller(task, GatePolicy(gate), price=PRICE)
 
 
+@torch.no_grad()
 def exits(name: str = "resnet56", *, after: tuple[int, ...] = (5, 10, 15, 20)) -> Controller:
     """Early exits: the surest quarter of the images that are left answers at each."""
     backbone = make_backbone(name)
@@ -80,6 +82,7 @@ def exits(name: str = "resnet56", *, after: tuple[int, ...] = (5, 10, 15, 20)) -
     return Controller(task, ThresholdPolicy("max-softmax", thresholds), price=PRICE)
 
 
+@torch.no_grad()
 def evenly(task: Task) -> Controller:
     """Return a controller that chooses each option about equally often at its first decision."""
     gate, logits = gated(task)
@@ -118,8 +121,7 @@ def main(names: list[str], sizes: Sequence[tuple[int, int, int]] = ((1, 64, 5), 
     """Make and measure these controllers, or all; sizes are rows of a call, different calls, and rounds of each."""
     for name in names or CONTROLLERS:
         torch.manual_seed(0)
-        with torch.no_grad():
-            controller = CONTROLLERS[name]()
+        controller = CONTROLLERS[name]()
         images = pictures(controller.task.backbone).numpy()
         for rows, batches, rounds in sizes:
             found = compare_controller(
