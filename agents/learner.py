@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..data import Augment, ImageData
+from ..envs.choice import random_places
 from ..envs.engine import Engine, Price
 from ..envs.observation import Layout
 from ..envs.rewards import Reward
@@ -98,7 +99,7 @@ class Setting:
                 taken = 1 + (torch.rand(keep.shape, generator=generator) * taken).long()
             actions = keep * taken
             if self.task.coordinates:
-                where = 2 * torch.rand((self.num_envs, self.task.coordinates), generator=generator) - 1
+                where = random_places((self.num_envs, self.task.coordinates), generator)
                 actions = torch.cat([actions, where], 1)
             seen.append(engine.step(actions.squeeze(1) if actions.shape[1] == 1 else actions).observation)
         engine.drain()

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..envs.choice import Hard, cost_dtype
+from ..envs.choice import Hard, cost_dtype, random_places
 from ..envs.observation import Layout
 from ..envs.state import State
 from ..envs.task import Task
@@ -164,7 +164,7 @@ class RandomPolicy(Policy):
         ]
         actions = torch.stack(parts, 1)
         if self.coordinates:
-            place = 2 * torch.rand((len(features), self.coordinates), generator=self.generator) - 1
+            place = random_places((len(features), self.coordinates), self.generator)
             actions = torch.cat([actions, place], 1)
         return actions.to(features.device), None
 

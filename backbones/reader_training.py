@@ -96,9 +96,7 @@ class ReaderRecipe:
         """Return 16 hexadecimal digits that change with the recipe and with the training code's revision."""
         settings = asdict(self)
         for name in ("versions", "hidden", "dropout"):
-            if settings[name] == getattr(
-                type(self), name
-            ):  # as usual: recipes without them keep their digests, and so their results
+            if settings[name] == getattr(type(self), name):  # recipes without them keep their digests, and results
                 del settings[name]
         return settings_digest(REVISION, settings)
 

@@ -22,6 +22,11 @@ def cost_dtype(device: torch.device) -> torch.dtype:
     return torch.float32 if device.type == "mps" else torch.float64
 
 
+def random_places(shape: Sequence[int], generator: torch.Generator) -> Tensor:
+    """Return numbers for places, each as likely as another, in -1 … 1."""
+    return 2 * torch.rand(tuple(shape), generator=generator) - 1
+
+
 class Choice(ABC):
     """One decision for each of N rows. A decision has one part, or several that are made at the same time.
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .choice import Hard
+from .choice import Hard, random_places
 from .rewards import Reward
 from .state import State
 from .task import Task
@@ -46,7 +46,7 @@ class Gains:
             drawn = torch.randint(1, self.task.decisions[0], (len(state),), generator=self.generator)
             choice = Hard(drawn.to(state.rows.device))
             if self.task.coordinates:
-                where = 2 * torch.rand((len(state), self.task.coordinates), generator=self.generator) - 1
+                where = random_places((len(state), self.task.coordinates), self.generator)
                 choice = choice.placed(where.to(state.rows.device))
             after = self.task.step(state, choice)
             states += after if isinstance(after, list) else [after]

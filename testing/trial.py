@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..envs.choice import Choice, Hard, Soft, one_hot
+from ..envs.choice import Choice, Hard, Soft, one_hot, random_places
 from ..envs.state import State, merge
 from ..envs.task import Task
 
@@ -71,7 +71,7 @@ class Trial:
         if not self.task.coordinates:
             return tables
         size = (*shape, self.task.coordinates)
-        return [torch.cat([of, 2 * torch.rand(size, generator=self.generator) - 1], 2) for of in tables]
+        return [torch.cat([of, random_places(size, self.generator)], 2) for of in tables]
 
     @property
     def mixed(self) -> Tensor:
