@@ -91,7 +91,9 @@ class Recipe:
     width_training: WidthTraining | None = None
     """Of slimmable backbones, in each step. slimmable: every width learns the labels. universal: the largest does; the
     smallest and two drawn between learn the largest's soft labels (sandwich rule, in-place distillation). stagewise:
-    likewise, but one of the two draws a width for each stage. By default slimmable for slim-…, universal for us-…."""
+    likewise, but one of the two draws a width for each stage. bootstrap: those drawn learn from a moving average of the
+    largest's weights, the smallest from the mean of that and of the drawn ones' (DS-Net's first stage). By default
+    slimmable for slim-…, universal for us-…."""
 
     channel_groups: int = 0
     """Above 0: groups of the inner channels of each block, of which an image keeps the first k in each training step; k

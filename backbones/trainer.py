@@ -21,7 +21,7 @@ from .routing import route
 from .scaling import scale_macs, scaled
 from .slimmable import QUARTERS, SlimmableResNet, recalibrate, slices
 from .tokens import encoder_blocks, forward_dropped
-from .width_training import default_training, soft_label_loss, width_loss
+from .width_training import default_training, make_teacher, soft_label_loss, width_loss
 
 Metrics = dict[str, float]
 
@@ -83,6 +83,9 @@ class Trainer:
             weight_decay=recipe.weight_decay,
             nesterov=recipe.momentum > 0,
         )
+        network = backbone.network
+        bootstraps = recipe.width_training == "bootstrap" and isinstance(network, SlimmableResNet)
+        self.teacher = make_teacher(network) if bootstraps else None
         self.steps = len(data.train) // recipe.batch_size
         self.history: list[Metrics] = []
         self.best: dict[str, Tensor] = {}
@@ -141,11 +144,13 @@ class Trainer:
 
     def state_dict(self) -> dict[str, Any]:
         """Return all that another trainer of the same recipe and data needs to go on."""
+        teacher = {"teacher": self.teacher.state_dict()} if self.teacher else {}
         return {
             "network": self.backbone.network.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "history": self.history,
             "best": self.best,
+            **teacher,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -153,6 +158,8 @@ class Trainer:
         self.backbone.network.load_state_dict(state["network"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.history, self.best = state["history"], state["best"]
+        if self.teacher:
+            self.teacher.load_state_dict(state["teacher"])
 
     def batches(self, epoch: int) -> Iterator[Batch]:
         """Yield the batches of an epoch."""
@@ -193,6 +200,8 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         self.optimizer.step()
+        if self.teacher:
+            self.teacher.update_parameters(self.backbone.network)
         return loss
 
     def _loss(self, batch: Batch) -> Tensor:
@@ -202,7 +211,8 @@ class Trainer:
             losses = [entropy(answer) for answer in self.backbone.answers(batch.x)]
             return weighted_sum(losses, recipe.exit_weights)
         if isinstance(network := self.backbone.network, SlimmableResNet):
-            return width_loss(network, batch.x, recipe.width_training or default_training(network), entropy)
+            how = recipe.width_training or default_training(network)
+            return width_loss(network, batch.x, how, entropy, self.teacher)
         if recipe.token_dropout:
             return entropy(forward_dropped(self.backbone, batch.x, recipe.token_dropout))
         if not recipe.stochastic_depth:

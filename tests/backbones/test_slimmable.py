@@ -1,6 +1,7 @@
 """Slimmable backbones: a slice is the network's first channels, and costs what a network of its size costs."""
 
 from dataclasses import replace
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from skipgym.backbones import make_backbone
 from skipgym.backbones.recipe import Recipe
 from skipgym.backbones.slimmable import SlimmableResNet, fit_channels, recalibrate, slices
 from skipgym.backbones.trainer import Trainer, check_widths, width_accuracy
-from skipgym.backbones.width_training import draw_widths, soft_label_loss, width_loss
+from skipgym.backbones.width_training import draw_widths, make_teacher, soft_label_loss, width_loss
 from skipgym.data import load
 
 X = torch.randn((6, 1, 8, 8), generator=torch.Generator().manual_seed(0))
@@ -129,6 +130,40 @@ class TestTraining:
         others = sum(soft_label_loss(net.forward_at(X, widths), full) for widths in [(2, 2, 2), *drawn])
         torch.testing.assert_close(found, self.entropy(full) + others)
 
+    def test_bootstrap_lets_the_smallest_learn_from_the_teachers_ensemble(self, random_backbone):
+        net = random_backbone("slim-resnet8-w8").network.eval()
+        teacher = make_teacher(net)
+        with torch.no_grad():
+            teacher.module.linear.bias += torch.tensor([2.0, 0, 0, 0])  # so that it says something else
+        drawn = [(4, 4, 4), (6, 6, 6)]
+        with patch("skipgym.backbones.width_training.draw_widths", return_value=drawn):
+            found = width_loss(net, X, "bootstrap", self.entropy, teacher)
+        told = [teacher.module.forward_at(X, widths).softmax(1) for widths in [(8, 8, 8), *drawn]]
+
+        def divergence(widths, target):
+            return (target * (target.log() - net.forward_at(X, widths).log_softmax(1))).sum(1).mean()
+
+        between = sum(divergence(widths, told[0]) for widths in drawn)
+        smallest = divergence((2, 2, 2), sum(told) / 3)
+        torch.testing.assert_close(found, self.entropy(net(X)) + between + smallest)
+        found.backward()
+        assert all(weight.grad is None for weight in teacher.parameters())
+
+    def test_teacher_follows_fast_at_first_and_slowly_later(self, random_backbone):
+        net = random_backbone("slim-resnet8-w4").network
+        teacher, bias = make_teacher(net), net.linear.bias
+        with torch.no_grad():
+            bias.fill_(1)
+            teacher.update_parameters(net)  # the first time it takes the weights as they are
+            bias.fill_(2)
+            teacher.update_parameters(net)
+        torch.testing.assert_close(teacher.module.linear.bias, torch.full((4,), 1 * 2 / 11 + 2 * 9 / 11))
+        teacher.n_averaged.fill_(100_000)
+        with torch.no_grad():
+            bias.fill_(0)
+            teacher.update_parameters(net)
+        torch.testing.assert_close(teacher.module.linear.bias, torch.full((4,), 0.999 * (2 / 11 + 18 / 11)))
+
     def test_stagewise_draws_one_network_with_a_width_for_each_stage(self, random_backbone):
         net = random_backbone("us-resnet8-w8").network
         with torch.random.fork_rng():
@@ -138,9 +173,12 @@ class TestTraining:
         assert any(len(set(each)) > 1 for _, each in drawn)
         assert {width for pair in drawn for widths in pair for width in widths} == set(net.widths)
 
-    @pytest.mark.parametrize("name", ["slim-resnet8-w4", "us-resnet8-w4"])
-    def test_stopped_and_resumed_training_ends_with_the_same_weights(self, name, tiny_images):
-        recipe = Recipe(epochs=2, batch_size=4, width_training="stagewise")
+    @pytest.mark.parametrize(
+        ("name", "how"),
+        [("slim-resnet8-w4", "stagewise"), ("us-resnet8-w4", "stagewise"), ("slim-resnet8-w4", "bootstrap")],
+    )
+    def test_stopped_and_resumed_training_ends_with_the_same_weights(self, name, how, tiny_images):
+        recipe = Recipe(epochs=2, batch_size=4, width_training=how)
 
         def trainer():
             with torch.random.fork_rng():

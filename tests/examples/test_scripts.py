@@ -3,6 +3,7 @@
 import re
 import sys
 from importlib.util import module_from_spec, spec_from_file_location
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -95,6 +96,14 @@ def test_controllers_that_are_timed_choose_among_all_options(load):
     for controller, count in zip(made, options, strict=True):
         actions = controller(module.pictures(controller.task.backbone)).actions
         assert actions[:, 0].unique().tolist() == list(range(count))
+
+
+def test_slices_are_timed_against_the_full_network(load):
+    module = load("slices_in_time")
+    found = module.compare("slim-resnet8-w4", batch=4, rounds=1)
+    assert found[1.0] == (1.0, 1.0)
+    assert all(a < b for a, b in pairwise(macs for macs, _ in found.values()))
+    assert all(time > 0 for _, time in found.values())
 
 
 @pytest.mark.slow
