@@ -15,7 +15,7 @@ WidthTraining = Literal["slimmable", "universal", "stagewise", "bootstrap"]
 SAMPLES = 4
 """Networks in a step of the sandwich rule: the smallest, the largest, and others drawn between (US-Net's n)."""
 DECAY = 0.999
-"""What a teacher keeps of itself at each step, once it has seen 9,000; before, its mean reaches back a ninth of them."""
+"""What a teacher keeps of itself at each step, from about the 9,000th on; before, its mean reaches back a ninth."""
 
 
 def default_training(network: SlimmableResNet) -> WidthTraining:
