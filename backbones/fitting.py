@@ -11,6 +11,9 @@ from tqdm import tqdm
 
 from ..data import Augment, ImageData
 
+SLOWER = 0.1
+"""Of the learning rate, for a network that is trained with what it carries."""
+
 
 class Pace(Protocol):
     """What a recipe says of the passes over the data; `lr` is AdamW's at the start, and falls to 0 by half a cosine."""
@@ -37,6 +40,7 @@ def fit(
     what: str,
     device: str | torch.device,
     quiet: bool,
+    slower: nn.Module | None = None,
 ) -> None:
     """Train a module in place, and leave it frozen on the CPU.
 
@@ -50,13 +54,16 @@ def fit(
         what: It is called beside the progress bar.
         device: Where to compute.
         quiet: Whether to draw no progress bar.
+        slower: Is trained with it, at a tenth of the rate, in the mode it is in; stays where it is.
 
     Raises:
         ValueError: If there are too few images.
     """
     check_enough(data, pace.batch_size)
     part.to(device).train()
-    optimizer = torch.optim.AdamW(part.parameters(), pace.lr, weight_decay=1e-2)
+    groups = [{"params": part.parameters()}]
+    groups += [{"params": slower.parameters(), "lr": SLOWER * pace.lr}] if slower else []
+    optimizer = torch.optim.AdamW(groups, pace.lr, weight_decay=1e-2)
     steps = pace.epochs * (len(data.train) // pace.batch_size)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     batches = varied_batches(data, pace.epochs, pace.batch_size, pace.seed)

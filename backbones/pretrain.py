@@ -79,7 +79,10 @@ def pretrain(config: PretrainConfig, *, data: ImageData | None = None, quiet: bo
     write_whole(config.out / CONFIG, lambda path: path.write_text(json.dumps(settings, indent=2) + "\n"))
     if not config.heads_only:
         _train(trainer, config, quiet)
-    card = describe(trainer.finish(), images, config.as_json(), final_accuracy(trainer))
+    trainer.finish()
+    if config.reader_tunes:  # before the card is written: without one a killed run does this again
+        _train_reader(config, trainer.backbone, images, device, quiet)
+    card = describe(trainer.backbone, images, config.as_json(), final_accuracy(trainer))
     if config.heads_only and knows_others(read_weights(Path(str(config.init))), backbone):
         card["init_knew_other_classes"] = True  # so it has not seen these images with their labels
     write_result(config.out, trainer.backbone, _own_card(config) or card, command=config.command())
@@ -89,7 +92,7 @@ def pretrain(config: PretrainConfig, *, data: ImageData | None = None, quiet: bo
 
 def _own_card(config: PretrainConfig) -> dict[str, Any] | None:
     """Return the card of weights that stay as they are, where one of ours lies beside them: it still holds."""
-    if not config.heads_only or config.init is None:
+    if not config.heads_only or config.init is None or config.reader_tunes:
         return None
     try:
         card = json.loads(config.init.with_suffix(".json").read_text(encoding="utf-8"))
@@ -131,9 +134,16 @@ def _with_parts(
         return read_reader(backbone, weights)
     if config.recurrent:
         return _with_recurrent(config, backbone, data, device, quiet)
+    return _train_reader(config, backbone, data, device, quiet)
+
+
+def _train_reader(
+    config: PretrainConfig, backbone: Backbone, data: ImageData, device: torch.device, quiet: bool
+) -> Backbone:
+    """Return a backbone with a reader, trained now and written beside the weights."""
     recipe = config.reader_recipe()
     backbone = train_reader(backbone, data, recipe, device=device, quiet=quiet)
-    shares = write_reader(weights, backbone, data, recipe)["accuracy"]["test"]["after each"]
+    shares = write_reader(config.out / WEIGHTS, backbone, data, recipe)["accuracy"]["test"]["after each"]
     _say(quiet, f"reader: test accuracy {', '.join(f'{share:.2%}' for share in shares)} with 0, 1, … random looks")
     return backbone
 

@@ -60,6 +60,8 @@ class ReaderRecipe:
     versions: int = 0
     """Of clips, above 0: the network sees so many versions of each, once, the first as it is and the others varied, and
     all passes are over what it made of these. Many passes then cost little."""
+    tune: bool = False
+    """Whether the network is trained with the reader, at a tenth of the rate, its BatchNorms' statistics held."""
 
     def __post_init__(self) -> None:
         """Check the ranges."""
@@ -68,6 +70,8 @@ class ReaderRecipe:
                 raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)!r}. Change it.")
         if self.versions < 0 or (self.versions and self.kind == "crops"):
             raise ValueError(f"versions: expected 0, or of clips more, got {self.versions} for {self.kind}. Change it.")
+        if self.versions and self.tune:
+            raise ValueError(f"versions: expected 0 where the network is trained too, got {self.versions}. Change it.")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout: expected a share of at least 0 and below 1, got {self.dropout}. Change it.")
         if self.batch_size < 2 or not 0 < self.lr < float("inf"):
@@ -95,7 +99,7 @@ class ReaderRecipe:
     def digest(self) -> str:
         """Return 16 hexadecimal digits that change with the recipe and with the training code's revision."""
         settings = asdict(self)
-        for name in ("versions", "hidden", "dropout"):
+        for name in ("versions", "hidden", "dropout", "tune"):
             if settings[name] == getattr(type(self), name):  # recipes without them keep their digests, and results
                 del settings[name]
         return settings_digest(REVISION, settings)
@@ -137,7 +141,7 @@ def check_sides(backbone: Backbone, glance: int, patch: int, zooms: int) -> tupl
 def train_reader(
     backbone: Backbone, data: ImageData, recipe: ReaderRecipe, *, device: str | torch.device = "cpu", quiet: bool = True
 ) -> Backbone:
-    """Return the backbone with a trained reader; its network is not touched.
+    """Return the backbone with a trained reader; its network is not touched, unless the recipe says so.
 
     It sees images of the train part, varied as in pretraining; the policy's images are kept away.
 
@@ -146,7 +150,7 @@ def train_reader(
     """
     recipe.check_data(data)
     reader = recipe.build(backbone)
-    trunk = backbone.frozen().to(device)
+    trunk = (backbone.eval().requires_grad_(True) if recipe.tune else backbone.frozen()).to(device)
     generator = torch.Generator().manual_seed(recipe.seed)
 
     def loss(images: Tensor, labels: Tensor) -> Tensor:
@@ -158,8 +162,9 @@ def train_reader(
         rows = seen_versions(trunk, reader, data, recipe, device)
         _fit_on_features(reader, rows, data.train.labels.repeat(recipe.versions), recipe, generator)
     else:
-        fit(reader, data, recipe, loss, what="reader", device=device, quiet=quiet)
-    return backbone.with_reader(reader)
+        slower = trunk.network if recipe.tune else None
+        fit(reader, data, recipe, loss, what="reader", device=device, quiet=quiet, slower=slower)
+    return backbone.cpu().with_reader(reader)
 
 
 @torch.no_grad()
@@ -227,7 +232,6 @@ def _answers(reader: Reader, views: Iterator[tuple[Tensor, Tensor]]) -> list[Ten
     return answers
 
 
-@torch.no_grad()
 def _random_crops(
     trunk: Backbone, reader: Reader, images: Tensor, looks: int, generator: torch.Generator
 ) -> Iterator[tuple[Tensor, Tensor]]:
@@ -241,7 +245,6 @@ def _random_crops(
         yield seen, place_code(centres, zoom, inputs.shape[2:])
 
 
-@torch.no_grad()
 def _random_frames(
     trunk: Backbone, reader: Reader, clips: Tensor, looks: int, generator: torch.Generator
 ) -> Iterator[tuple[Tensor, Tensor]]:

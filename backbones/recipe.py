@@ -26,13 +26,14 @@ SETTLE = 0.8  # share of a training at several scales after which BatchNorm keep
 START = 1 / 25  # of the highest learning rate, where a one-cycle schedule begins
 READER_FIELDS = (
     *("patch", "glance", "retina", "zooms", "moments", "preview"),
-    *("reader_memory", "reader_hidden", "reader_dropout", "reader_looks", "reader_epochs", "reader_versions"),
+    *("reader_memory", "reader_hidden", "reader_dropout", "reader_looks"),
+    *("reader_epochs", "reader_versions", "reader_tunes"),
     *("recurrent", "recurrent_hidden", "recurrent_skim"),
 )
 REVISION = 1  # of the training code; raise it when the same recipe gives other weights
 # recipes without these keep their digits, and so their results
 _NEWER = ("exit_weights", "scales", "width_training", "token_dropout", "channel_groups")
-_NEWER_OF_READERS = ("reader_versions", "reader_hidden", "reader_dropout")
+_NEWER_OF_READERS = ("reader_versions", "reader_hidden", "reader_dropout", "reader_tunes")
 _OF_TRAINED_EXITS = ("exits", "exit_head", "exit_alpha", "exit_epochs")
 
 
@@ -211,6 +212,9 @@ class PretrainConfig(Recipe):
     reader_versions: int = 0
     """With --moments, above 0: the network sees so many versions of each clip, once, the first as it is and the others
     varied, and the reader is trained on what it made of these; many passes then cost little."""
+    reader_tunes: bool = False
+    """The network is trained with the reader, on what is looked at, at a tenth of the rate; with --init too. So it
+    becomes a network for crops or frames; its own answers from whole images are no longer what it is good at."""
     recurrent: CellKind | None = None
     """Train a recurrent network for time-skip, of this kind of cell, on the frozen network when it is finished; it
     reads clips frame by frame, or with --backbone words texts word by word, in reader_epochs passes. With --init the
@@ -237,6 +241,8 @@ class PretrainConfig(Recipe):
         _check("recurrent", self.recurrent, self.recurrent in (None, *get_args(CellKind)), "gru or lstm")
         alone = not (self.recurrent and (self.patch or self.moments))
         _check("recurrent", self.recurrent, alone, "none beside --patch or --moments")
+        looks = bool(self.patch or self.moments)
+        _check("reader_tunes", self.reader_tunes, looks or not self.reader_tunes, "--patch or --moments with it")
         if self.recurrent:
             self.recurrent_recipe()
         elif self.has_reader:
@@ -270,6 +276,7 @@ class PretrainConfig(Recipe):
         return ReaderRecipe(
             **({"moments": self.moments, "preview": self.preview} if self.moments else sizes),
             versions=self.reader_versions,
+            tune=self.reader_tunes,
             memory=self.reader_memory,
             hidden=self.reader_hidden,
             dropout=self.reader_dropout,

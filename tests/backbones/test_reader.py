@@ -1,6 +1,9 @@
 """Glances, crops and readers: what is sampled, what it costs, how readers are trained and kept."""
 
+import copy
 import json
+from dataclasses import replace
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -169,6 +172,20 @@ class TestTraining:
         assert trained.identity() != bare.identity()
         assert digest(reader_tensors(trained.reader)) != digest(reader_tensors(RECIPE.build(bare)))
 
+    def test_network_can_learn_with_the_reader(self, bare, tiny_images):
+        own = copy.deepcopy(bare)
+        before = {key: value.clone() for key, value in own.network.state_dict().items()}
+        trained = train_reader(own, tiny_images, replace(RECIPE, tune=True))
+        after = trained.network.state_dict()
+        same = {key for key, value in before.items() if torch.equal(value, after[key])}
+        assert {key for key in before if "running" in key or "num_batches" in key} <= same  # statistics are held
+        assert same & {"conv1.weight", "layer3.0.conv2.weight", "layer3.0.bn2.bias"} == set()
+        assert not trained.training
+
+    def test_versions_are_refused_where_the_network_learns(self):
+        with pytest.raises(ValueError, match="versions: expected 0 where the network is trained too, got 2"):
+            ReaderRecipe(moments=3, preview=2, versions=2, tune=True)
+
     def test_same_recipe_gives_the_same_reader(self, bare, tiny_images):
         first, again = (reader_tensors(train_reader(bare, tiny_images, RECIPE).reader) for _ in range(2))
         assert digest(first) == digest(again)
@@ -216,3 +233,23 @@ class TestKeeping:
         (tmp_path / "run" / "backbone.reader.json").write_text(json.dumps(card))
         with pytest.raises(ValueError, match=r"reader .*expected reader of a network .*Train it again"):
             load_backbone("resnet8-w4", weights, **shape)
+
+    def test_run_killed_while_network_and_reader_learn_ends_as_one_that_was_not(self, tmp_path, tiny_images):
+        options = {"epochs": 1, "batch_size": 4, "patch": 4, "reader_epochs": 1, "reader_tunes": True, "device": "cpu"}
+        whole, killed = (
+            PretrainConfig(backbone="resnet8-w4", out=tmp_path / name, **options) for name in ("whole", "killed")
+        )
+        trained = pretrain(whole, data=tiny_images, quiet=True)
+        assert pretrain(whole, data=tiny_images, quiet=True).identity() == trained.identity()  # not trained again
+        killing = patch("skipgym.backbones.pretrain.write_result", side_effect=KeyboardInterrupt)
+        with killing, pytest.raises(KeyboardInterrupt):
+            pretrain(killed, data=tiny_images, quiet=True)
+        assert pretrain(killed, data=tiny_images, quiet=True).identity() == trained.identity()
+        found = load_backbone(
+            "resnet8-w4", tmp_path / "killed" / "backbone.safetensors", num_classes=4, input_shape=(1, 8, 8)
+        )
+        assert found.identity() == trained.identity()
+
+    def test_network_learns_only_with_a_reader_of_crops_or_frames(self, tmp_path):
+        with pytest.raises(ValueError, match="reader_tunes: expected --patch or --moments with it, got True"):
+            PretrainConfig(out=tmp_path, reader_tunes=True)

@@ -133,12 +133,14 @@ class TestTraining:
     def test_bootstrap_lets_the_smallest_learn_from_the_teachers_ensemble(self, random_backbone):
         net = random_backbone("slim-resnet8-w8").network.eval()
         teacher = make_teacher(net)
+        other = teacher.module
+        assert isinstance(other, SlimmableResNet)
         with torch.no_grad():
-            teacher.module.linear.bias += torch.tensor([2.0, 0, 0, 0])  # so that it says something else
+            other.linear.bias += torch.tensor([2.0, 0, 0, 0])  # so that it says something else
         drawn = [(4, 4, 4), (6, 6, 6)]
         with patch("skipgym.backbones.width_training.draw_widths", return_value=drawn):
             found = width_loss(net, X, "bootstrap", self.entropy, teacher)
-        told = [teacher.module.forward_at(X, widths).softmax(1) for widths in [(8, 8, 8), *drawn]]
+        told = [other.forward_at(X, widths).softmax(1) for widths in [(8, 8, 8), *drawn]]
 
         def divergence(widths, target):
             return (target * (target.log() - net.forward_at(X, widths).log_softmax(1))).sum(1).mean()
@@ -152,17 +154,19 @@ class TestTraining:
     def test_teacher_follows_fast_at_first_and_slowly_later(self, random_backbone):
         net = random_backbone("slim-resnet8-w4").network
         teacher, bias = make_teacher(net), net.linear.bias
+        other = teacher.module
+        assert isinstance(other, SlimmableResNet)
         with torch.no_grad():
             bias.fill_(1)
             teacher.update_parameters(net)  # the first time it takes the weights as they are
             bias.fill_(2)
             teacher.update_parameters(net)
-        torch.testing.assert_close(teacher.module.linear.bias, torch.full((4,), 1 * 2 / 11 + 2 * 9 / 11))
+        torch.testing.assert_close(other.linear.bias, torch.full((4,), 1 * 2 / 11 + 2 * 9 / 11))
         teacher.n_averaged.fill_(100_000)
         with torch.no_grad():
             bias.fill_(0)
             teacher.update_parameters(net)
-        torch.testing.assert_close(teacher.module.linear.bias, torch.full((4,), 0.999 * (2 / 11 + 18 / 11)))
+        torch.testing.assert_close(other.linear.bias, torch.full((4,), 0.999 * (2 / 11 + 18 / 11)))
 
     def test_stagewise_draws_one_network_with_a_width_for_each_stage(self, random_backbone):
         net = random_backbone("us-resnet8-w8").network
