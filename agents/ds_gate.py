@@ -14,7 +14,7 @@ from ..envs.task import Task
 from .gumbel import Gumbel, GumbelOptions
 from .learner import Setting, read_options, register_agent
 from .oracle import cheapest, paths_to_follow
-from .relaxed import Trial
+from .relaxed import Trial, check_mixable
 
 Target = Literal["sandwich", "cheapest"]
 
@@ -73,6 +73,7 @@ class DSGate(Gumbel):
 
     def check(self, task: Task, options: Mapping[str, Any]) -> None:
         ways_to_try(task, read_options(DSGateOptions(), options, self.agent))
+        check_mixable(task)
 
 
 def ways_to_try(task: Task, options: DSGateOptions) -> list[Path]:

@@ -90,6 +90,7 @@ class Gumbel(RelaxedLearner):
         return self.options.leash * torch.cat(trial.decider.drawn_from, 1).square().mean()
 
     def check(self, task: Task, options: Mapping[str, Any]) -> None:
+        super().check(task, options)
         read_options(type(self).options, options, self.agent)
 
 

@@ -1,9 +1,9 @@
 """Gates as weights: every branch of the frozen network runs, mixed by weights, so that gradients reach the gates."""
 
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -83,9 +83,9 @@ class Metered(Soft):
         """Return the products of the places' weights and the options': the branches of all places run."""
         return Metered(products(place, self.weights[0]), self.spent, self.mixed)
 
-    def binary(self) -> "Metered":
-        """Return the weights of option 0 and of the others together."""
-        return Metered(together(self.weights[0]), self.spent, self.mixed)
+    def merged(self, groups: Sequence[int]) -> "Metered":
+        """Return the sums of the weights of each group."""
+        return Metered(together(self.weights[0], groups), self.spent, self.mixed)
 
 
 class SoftDecider:
@@ -221,6 +221,23 @@ class RelaxedLearner(Learner):
         engine = setting.engine(policy_macs=gate.macs())
         gate.trunk.fit(setting.observations(engine))
         return descend(setting, engine, gate, self, torch.optim.Adam(gate.parameters(), self.learning_rate))
+
+    def check(self, task: Task, options: Mapping[str, Any]) -> None:
+        check_mixable(task)
+
+
+@torch.no_grad()
+def check_mixable(task: Task) -> None:
+    """Raise a ValueError if a task cannot run mixtures of its options, as where a table holds no features to mix."""
+
+    def evenly(state: State) -> Soft:
+        shapes = [(len(state), count) for count in task.decisions]
+        return Soft([torch.full(shape, 1 / shape[1], device=state.macs.device) for shape in shapes])
+
+    try:
+        relax(task, task.begin(task.prepare(task.blank())), evenly)
+    except TypeError as error:
+        raise ValueError(str(error)) from error
 
 
 def descend(

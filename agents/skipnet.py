@@ -65,6 +65,7 @@ class SkipNet(RelaxedLearner):
         return supervised + self.options.rl_weight * reinforce_loss(trial, mean=self.options.baseline == "mean")
 
     def check(self, task: Task, options: Mapping[str, Any]) -> None:
+        super().check(task, options)
         read_options(SkipNetOptions(), options, "skipnet")
 
 

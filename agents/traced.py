@@ -93,9 +93,10 @@ class Traced(Choice):
         self._parts = self._parts or self.actions.split(1, 1)
         return Traced(self._parts[index], self.bill, self.column + index)
 
-    def binary(self) -> "Traced":
-        """Return 1 where another option than 0 was chosen; -1 of rows that have answered stays."""
-        return Traced(self.actions.clamp(max=1), self.bill, self.column)
+    def merged(self, groups: Sequence[int]) -> "Traced":
+        """Return the groups of the chosen options; -1 of rows that have answered stays."""
+        of_option = torch.tensor([-1, *groups], device=self.actions.device)
+        return Traced(of_option[self.actions.long() + 1], self.bill, self.column)
 
 
 def fork(option: Tensor, branches: Sequence[Branch], x: Tensor) -> Tensor:

@@ -33,10 +33,11 @@ def crop(images: Tensor, centres: Tensor, side: int, *, zoom: int = 1, scales: i
         Shape (N, scales, C, side, side).
     """
     factors = [zoom * 2**scale for scale in range(scales)]
-    return torch.stack([_window(_shrunk(images, factor), centres / factor, side) for factor in factors], 1)
+    return torch.stack([_window(shrunk(images, factor), centres / factor, side) for factor in factors], 1)
 
 
-def _shrunk(images: Tensor, factor: int) -> Tensor:
+def shrunk(images: Tensor, factor: int) -> Tensor:
+    """Return images scaled down by averaging. Shape (N, C, H, W) to (N, C, ceil(H / factor), ceil(W / factor))."""
     return images if factor == 1 else F.avg_pool2d(images, factor, ceil_mode=True)
 
 
@@ -72,30 +73,31 @@ def encode(backbone: Backbone, images: Tensor) -> Tensor:
     return x
 
 
-def encode_macs(backbone: Backbone, side: int) -> int:
-    """Return the cost of `encode` for one square image, in MACs.
+def encode_macs(backbone: Backbone, height: int, width: int = 0) -> int:
+    """Return the cost of `encode` for one image, square unless a width is given, in MACs.
 
     Raises:
         ValueError: If the network takes no images of that size, or gives no feature maps.
     """
     device = next(backbone.network.parameters()).device
-    example = torch.zeros((1, backbone.input_shape[0], side, side), device=device)
+    size = height, width or height
+    example = torch.zeros((1, backbone.input_shape[0], *size), device=device)
     was_training = backbone.training
     backbone.eval()  # in training BatchNorm would learn from the example
     try:
         maps = len(backbone.blocks[-1].out_shape) == 3
         macs = count_macs(lambda x: encode(backbone, x), example)
     except (RuntimeError, AssertionError, ValueError) as error:  # torchvision asserts the size of a transformer
-        raise ValueError(_unfit(backbone, side, str(error).rstrip("."))) from error
+        raise ValueError(_unfit(backbone, size, str(error).rstrip("."))) from error
     finally:
         backbone.train(was_training)
     if not maps:
-        raise ValueError(_unfit(backbone, side, f"rows of shape {backbone.blocks[-1].out_shape}"))
+        raise ValueError(_unfit(backbone, size, f"rows of shape {backbone.blocks[-1].out_shape}"))
     return macs
 
 
-def _unfit(backbone: Backbone, side: int, got: str) -> str:
+def _unfit(backbone: Backbone, size: tuple[int, int], got: str) -> str:
     return (
-        f"backbone {backbone.name}: expected one whose blocks take images of {side} x {side} pixels and give feature "
-        f"maps, got {got}. Use a convolutional network, or larger crops."
+        f"backbone {backbone.name}: expected one whose blocks take images of {size[0]} x {size[1]} pixels and give "
+        f"feature maps, got {got}. Use a convolutional network, or larger crops."
     )

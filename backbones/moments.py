@@ -1,10 +1,13 @@
 """Frames of clips at a few moments, tiny ones that hint at which to look at, and what tells a reader when one was."""
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from ..data.clips import at_moments
 from .backbone import Backbone
+from .glimpses import encode_macs
+from .reader import Reader
 
 
 def check_clips(backbone: Backbone, clips: Tensor) -> None:
@@ -46,15 +49,33 @@ def time_code(moment: Tensor, moments: int) -> Tensor:
     return (2 * moment.float() / max(1, moments - 1) - 1).unsqueeze(1)
 
 
-def frame_macs(backbone: Backbone) -> int:
+def frame_code(moment: Tensor, size: Tensor | int, reader: Reader) -> Tensor:
+    """Return when frames are as numbers for a reader, and how often they were halved where that differs.
+
+    Shape (N,), numbers from 0, to (N, 1) or (N, 2).
+    """
+    when = time_code(moment, reader.moments)
+    if reader.sizes == 1:
+        return when
+    halved = torch.as_tensor(size, dtype=when.dtype, device=when.device).expand(len(when))
+    return torch.cat([when, halved.unsqueeze(1)], 1)
+
+
+def frame_macs(backbone: Backbone, size: int = 0) -> int:
     """Return the cost of encoding a frame: stem and blocks, in MACs.
 
+    Args:
+        backbone: The network.
+        size: How often frames are halved before.
+
     Raises:
-        ValueError: If the network gives no feature maps.
+        ValueError: If the network gives no feature maps, or takes no frames of that size.
     """
     if len(backbone.blocks[-1].out_shape) != 3:
         raise ValueError(
             f"backbone {backbone.name}: expected one whose blocks give feature maps, got rows of shape "
             f"{backbone.blocks[-1].out_shape}. Use a convolutional network."
         )
-    return backbone.stem_macs + sum(backbone.block_macs)
+    if not size:
+        return backbone.stem_macs + sum(backbone.block_macs)
+    return encode_macs(backbone, *(-(-side // 2**size) for side in backbone.input_shape[1:]))

@@ -20,7 +20,7 @@ PLACE = 3
 TIME = 1
 """Likewise, when a frame was: -1 … 1."""
 
-SHAPES = {"crops": ("glance", "patch", "scales", "zooms"), "frames": ("moments", "preview")}
+SHAPES = {"crops": ("glance", "patch", "scales", "zooms"), "frames": ("moments", "preview", "sizes")}
 """What says how each kind of view is cut out."""
 
 
@@ -43,6 +43,7 @@ class Reader(nn.Module):
         zooms: Largest number of zooms, 1, 2, 4, …, that it was trained for.
         moments: Frames of a clip to choose among, evenly spread.
         preview: Side of each of these scaled down, in pixels, see `moments.preview`.
+        sizes: Of a frame that it was trained for: as it is, half as wide and high, a quarter, ….
         memory: Kind of memory; `slots` for frames only.
         hidden: Width.
         dropout: Share of features, and of the memory, that is left out in training.
@@ -50,6 +51,7 @@ class Reader(nn.Module):
     Attributes:
         kind: `crops` or `frames`.
         memory_size: Numbers that are remembered of an input.
+        code_size: Numbers that tell where, or when, a piece was.
         sight_size: Numbers that `sight` gives.
         shown_size: Numbers that `shown` gives.
         glance_macs: Cost of reading a glance or a preview and answering, in MACs of one input.
@@ -67,6 +69,7 @@ class Reader(nn.Module):
         zooms: int = 1,
         moments: int = 0,
         preview: int = 0,
+        sizes: int = 1,
         memory: MemoryKind = "gru",
         hidden: int = 64,
         dropout: float = 0.0,
@@ -76,7 +79,7 @@ class Reader(nn.Module):
             raise ValueError(f"memory: expected one of {', '.join(get_args(MemoryKind))}, got {memory!r}.")
         self.width, self.num_classes, self.glance, self.patch = width, num_classes, glance, patch
         self.scales, self.zooms, self.memory, self.hidden = scales, zooms, memory, hidden
-        self.moments, self.preview = moments, preview
+        self.moments, self.preview, self.sizes = moments, preview, sizes
         self.kind = "frames" if moments or preview else "crops"
         for name in (*SHAPES[self.kind], "hidden"):
             if not isinstance(getattr(self, name), int) or getattr(self, name) < 1:
@@ -87,7 +90,8 @@ class Reader(nn.Module):
             raise ValueError("reader: expected sizes of crops or of frames, got both. Leave one kind out.")
         if memory == "slots" and self.kind == "crops":
             raise ValueError("memory: expected gru or mean for crops, got slots, which are for frames. Choose another.")
-        first, code = (moments * preview**2, TIME) if self.kind == "frames" else (width, PLACE)
+        self.code_size = PLACE if self.kind == "crops" else TIME + (sizes > 1)  # and how often frames were halved
+        first, code = moments * preview**2 if self.kind == "frames" else width, self.code_size
         self.from_glance = nn.Sequential(nn.BatchNorm1d(first), nn.Linear(first, hidden), nn.ReLU())
         self.norm = nn.BatchNorm1d(width * scales)
         self.from_crop = nn.Sequential(nn.Linear(width * scales + code, hidden), nn.ReLU())
@@ -122,10 +126,10 @@ class Reader(nn.Module):
 
         Args:
             features: Of all scales side by side. Shape (N, width x scales).
-            place: From `glimpses.place_code`, or `moments.time_code`. Shape (N, PLACE or TIME).
+            place: From `glimpses.place_code`, or `moments.frame_code`. Shape (N, code_size).
         """
         seen = self.from_crop(torch.cat([self.dropout(self.norm(features)), place], 1))
-        return self._placed(seen, (place + 1) / 2 * max(1, self.moments - 1))
+        return self._placed(seen, (place[:, :1] + 1) / 2 * max(1, self.moments - 1))
 
     def remember(self, memory: Tensor | None, sight: Tensor) -> Tensor:
         """Return the memory after one more sight; the first, of a glance or a preview, finds none."""
@@ -163,7 +167,9 @@ class Reader(nn.Module):
     @property
     def config(self) -> dict[str, Any]:
         """How to build it again (JSON)."""
-        names = ("width", "num_classes", *SHAPES[self.kind], "memory", "hidden")
+        names = ["width", "num_classes", *SHAPES[self.kind], "memory", "hidden"]
+        if self.sizes == 1 and self.kind == "frames":
+            names.remove("sizes")  # as it was before there were several
         return {name: getattr(self, name) for name in names}
 
 

@@ -13,8 +13,8 @@ from ..data import Augment, ImageData, Part
 from .backbone import Backbone
 from .card import write_part
 from .fitting import check_enough, fit, settings_digest
-from .glimpses import crop, encode, encode_macs, glance, place_code
-from .moments import frame_macs, prepare_frames, preview, time_code
+from .glimpses import crop, encode, encode_macs, glance, place_code, shrunk
+from .moments import frame_code, frame_macs, prepare_frames, preview
 from .reader import SHAPES, MemoryKind, Reader, reader_files, reader_tensors
 
 REVISION = 1  # of the training code; raise it when the same recipe gives other weights
@@ -40,6 +40,8 @@ class ReaderRecipe:
     """Above 0 it reads clips: so many frames to choose among, evenly spread, instead of crops."""
     preview: int = 0
     """Side of each of those frames scaled down, in pixels."""
+    sizes: int = 1
+    """Of frames: as they are, half as wide and high, a quarter, …; in training drawn for each look."""
     memory: MemoryKind = "gru"
     """gru: a recurrent cell; mean: an average, whatever the order; slots: each frame at its moment's place."""
     hidden: int = 64
@@ -99,7 +101,7 @@ class ReaderRecipe:
     def digest(self) -> str:
         """Return 16 hexadecimal digits that change with the recipe and with the training code's revision."""
         settings = asdict(self)
-        for name in ("versions", "hidden", "dropout", "tune"):
+        for name in ("versions", "hidden", "dropout", "tune", "sizes"):
             if settings[name] == getattr(type(self), name):  # recipes without them keep their digests, and results
                 del settings[name]
         return settings_digest(REVISION, settings)
@@ -113,7 +115,7 @@ class ReaderRecipe:
         if self.kind == "crops":
             check_sides(backbone, self.glance, self.patch, self.zooms)
         else:
-            frame_macs(backbone)
+            frame_macs(backbone, self.sizes - 1)
         shape = {key: getattr(self, key) for key in (*SHAPES[self.kind], "memory", "hidden", "dropout")}
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
@@ -174,7 +176,7 @@ def seen_versions(
     """Return previews and frames' features of training clips as they are, then of varied ones, on the CPU.
 
     Returns:
-        Shapes (versions x N, preview) and (versions x N, moments, D).
+        Shapes (versions x N, preview) and (versions x N, sizes, moments, D).
     """
     generator, tiny, features = torch.Generator().manual_seed(recipe.seed), [], []
     for version in range(recipe.versions):
@@ -183,7 +185,7 @@ def seen_versions(
             uniforms = torch.rand((len(clips), data.augment.draws), generator=generator)
             frames = prepare_frames(trunk, augment.apply(clips, uniforms).to(device), reader.moments)
             tiny.append(preview(frames, reader.preview).cpu())
-            features.append(pooled(trunk, frames.flatten(0, 1)).unflatten(0, frames.shape[:2]).cpu())
+            features.append(frame_features(trunk, frames, reader.sizes).cpu())
     return torch.cat(tiny), torch.cat(features)
 
 
@@ -250,19 +252,22 @@ def _random_frames(
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield the preview, and the features of frames in a random order, none twice, each with when it was."""
     frames = prepare_frames(trunk, clips, reader.moments)
-    features = pooled(trunk, frames.flatten(0, 1)).unflatten(0, frames.shape[:2])
+    features = frame_features(trunk, frames, reader.sizes)
     yield from _shuffled(reader, preview(frames, reader.preview), features, looks, generator)
 
 
 def _shuffled(
     reader: Reader, tiny: Tensor, features: Tensor, looks: int, generator: torch.Generator
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield previews, and frames' features in a random order."""
+    """Yield previews, and frames' features, of shape (N, sizes, moments, D), in a random order, each at any size."""
     yield tiny, tiny.new_zeros(0)
-    order = torch.rand(features.shape[:2], generator=generator).argsort(1).to(features.device)
-    rows = torch.arange(len(features), device=features.device)
+    order = torch.rand((len(features), reader.moments), generator=generator).argsort(1).to(features.device)
+    rows, size = torch.arange(len(features), device=features.device), torch.zeros((), dtype=torch.long)
     for moment in order[:, :looks].unbind(1):
-        yield features[rows, moment], time_code(moment, reader.moments)
+        if reader.sizes > 1:  # one alone is not drawn: it then reads as it did before there were several
+            size = torch.randint(reader.sizes, (len(features),), generator=generator)
+        size = size.to(features.device)
+        yield features[rows, size, moment], frame_code(moment, size, reader)
 
 
 def random_centres(count: int, size: torch.Size, extent: int, generator: torch.Generator) -> Tensor:
@@ -274,6 +279,12 @@ def random_centres(count: int, size: torch.Size, extent: int, generator: torch.G
 def pooled(trunk: Backbone, images: Tensor) -> Tensor:
     """Return a network's features, averaged over places. Shape (N, C, s, s) to (N, D)."""
     return encode(trunk, images).mean((2, 3))
+
+
+def frame_features(trunk: Backbone, frames: Tensor, sizes: int) -> Tensor:
+    """Return a network's features of frames at each size. Shape (N, T, C, H, W) to (N, sizes, T, D)."""
+    each = [pooled(trunk, shrunk(frames.flatten(0, 1), 2**size)) for size in range(sizes)]
+    return torch.stack([one.unflatten(0, frames.shape[:2]) for one in each], 1)
 
 
 def crop_features(trunk: Backbone, crops: Tensor) -> Tensor:

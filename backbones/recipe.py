@@ -27,13 +27,13 @@ START = 1 / 25  # of the highest learning rate, where a one-cycle schedule begin
 READER_FIELDS = (
     *("patch", "glance", "retina", "zooms", "moments", "preview"),
     *("reader_memory", "reader_hidden", "reader_dropout", "reader_looks"),
-    *("reader_epochs", "reader_versions", "reader_tunes"),
+    *("reader_epochs", "reader_versions", "reader_tunes", "frame_sizes"),
     *("recurrent", "recurrent_hidden", "recurrent_skim"),
 )
 REVISION = 1  # of the training code; raise it when the same recipe gives other weights
 # recipes without these keep their digits, and so their results
 _NEWER = ("exit_weights", "scales", "width_training", "token_dropout", "channel_groups")
-_NEWER_OF_READERS = ("reader_versions", "reader_hidden", "reader_dropout", "reader_tunes")
+_NEWER_OF_READERS = ("reader_versions", "reader_hidden", "reader_dropout", "reader_tunes", "frame_sizes")
 _OF_TRAINED_EXITS = ("exits", "exit_head", "exit_alpha", "exit_epochs")
 
 
@@ -199,6 +199,8 @@ class PretrainConfig(Recipe):
     it is not trained, and may know other classes: the reader answers from its features."""
     preview: int = 4
     """Side of each of these frames scaled down for the preview, in pixels."""
+    frame_sizes: int = 1
+    """Of frames, to choose among with --moments: as they are, half as wide and high, a quarter, …."""
     reader_memory: MemoryKind = "gru"
     """gru: a recurrent cell remembers what was seen; mean: an average; slots, of frames: each at its moment's place."""
     reader_hidden: int = 64
@@ -241,6 +243,7 @@ class PretrainConfig(Recipe):
         _check("recurrent", self.recurrent, self.recurrent in (None, *get_args(CellKind)), "gru or lstm")
         alone = not (self.recurrent and (self.patch or self.moments))
         _check("recurrent", self.recurrent, alone, "none beside --patch or --moments")
+        _check("frame_sizes", self.frame_sizes, self.frame_sizes == 1 or self.moments > 0, "1 without --moments")
         looks = bool(self.patch or self.moments)
         _check("reader_tunes", self.reader_tunes, looks or not self.reader_tunes, "--patch or --moments with it")
         if self.recurrent:
@@ -273,8 +276,9 @@ class PretrainConfig(Recipe):
     def reader_recipe(self) -> ReaderRecipe:
         """Return how the reader is trained."""
         sizes = {"glance": self.glance or self.patch, "patch": self.patch, "scales": self.retina, "zooms": self.zooms}
+        frames = {"moments": self.moments, "preview": self.preview, "sizes": self.frame_sizes}
         return ReaderRecipe(
-            **({"moments": self.moments, "preview": self.preview} if self.moments else sizes),
+            **(frames if self.moments else sizes),
             versions=self.reader_versions,
             tune=self.reader_tunes,
             memory=self.reader_memory,

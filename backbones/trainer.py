@@ -83,9 +83,8 @@ class Trainer:
             weight_decay=recipe.weight_decay,
             nesterov=recipe.momentum > 0,
         )
-        network = backbone.network
-        bootstraps = recipe.width_training == "bootstrap" and isinstance(network, SlimmableResNet)
-        self.teacher = make_teacher(network) if bootstraps else None
+        network, bootstraps = backbone.network, recipe.width_training == "bootstrap"
+        self.teacher = make_teacher(network) if bootstraps and isinstance(network, SlimmableResNet) else None
         self.steps = len(data.train) // recipe.batch_size
         self.history: list[Metrics] = []
         self.best: dict[str, Tensor] = {}

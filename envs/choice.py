@@ -83,8 +83,8 @@ class Choice(ABC):
         """Return one part of a decision that has several."""
 
     @abstractmethod
-    def binary(self) -> "Choice":
-        """Return the choice between option 0 and all others together, as options 0 and 1."""
+    def merged(self, groups: Sequence[int]) -> "Choice":
+        """Return the choice among groups of options, given the group of each option, 0, 1, …."""
 
     def placed(self, place: Tensor | None) -> Self:
         """Return the same choice at a place. Shape (N, coordinates)."""
@@ -169,9 +169,10 @@ class Hard(Choice):
         """Return the actions of one part."""
         return type(self)(self.actions[:, index], overwrites=self.overwrites)
 
-    def binary(self) -> "Hard":
-        """Return 0 where option 0 was chosen, else 1."""
-        return type(self)((self.actions > 0).long(), overwrites=self.overwrites)
+    def merged(self, groups: Sequence[int]) -> "Hard":
+        """Return the groups of the chosen options."""
+        of_option = torch.tensor(groups, device=self.actions.device)
+        return type(self)(of_option[self.actions.long()], overwrites=self.overwrites)
 
     def taken(self, options: int) -> Tensor:
         """Return the actions."""
@@ -263,14 +264,15 @@ class Soft(Choice):
         """Return the weights of one part."""
         return Soft(self.weights[index])
 
-    def binary(self) -> "Soft":
-        """Return the weight of option 0, and the sum of the others."""
-        return Soft(together(self.weights[0]))
+    def merged(self, groups: Sequence[int]) -> "Soft":
+        """Return the sums of the weights of each group."""
+        return Soft(together(self.weights[0], groups))
 
 
-def together(weights: Tensor) -> Tensor:
-    """Return the weight of option 0, and the sum of the others. Shape (N, options) to (N, 2)."""
-    return torch.stack([weights[:, 0], weights[:, 1:].sum(1)], 1)
+def together(weights: Tensor, groups: Sequence[int]) -> Tensor:
+    """Return the sums of the weights of each group. Shape (N, options) to (N, groups)."""
+    members = [[option for option, of in enumerate(groups) if of == group] for group in range(1 + max(groups))]
+    return torch.stack([weights[:, options].sum(1) for options in members], 1)
 
 
 def products(place: Tensor, weights: Tensor) -> Tensor:

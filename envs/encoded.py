@@ -29,7 +29,7 @@ class Encoded(Recorded, Looking):
 
     def __init__(self, live: LookTask, rows: Tensor, images: Tensor, source: Tensor):
         super().__init__(live, images, source)
-        self.looker, self.look_macs, self.signs_only = live, live.look_macs, live.signs_only
+        self.looker, self.look_costs, self.signs_only = live, live.look_costs, live.signs_only
         self.row_sizes = [0, *live.row_sizes[1:]]
         first, shown, sights, answers = sizes(live)
         self.at_first = Column(rows, 0, (first + shown,))
@@ -54,8 +54,7 @@ class Encoded(Recorded, Looking):
 
     def glimpse(self, state: State, choice: Choice, onward: Choice) -> Tensor:
         """Recall what each row chose, and remember it."""
-        seen = torch.cat([self._recalled(state.memory["number"], choice), state.features], 1)
-        return onward.only(1, self._remembered, seen, (sum(self.row_sizes),))
+        return self._recall(onward, self._recalled(state.memory["number"], choice), state.features)
 
     def _recalled(self, numbers: Tensor, choice: Choice) -> Tensor:
         """Return the sight that each row chose, or the mixture. Shape (N, sight_size)."""
@@ -67,10 +66,6 @@ class Encoded(Recorded, Looking):
         share = weights.sum(1, keepdim=True).clamp(min=1e-6)  # of those who go on: the others have answered
         sights = self.all_sights.look(numbers, torch.zeros_like(numbers))
         return ((weights / share).unsqueeze(2) * sights).sum(1)
-
-    def _remembered(self, seen: Tensor) -> Tensor:
-        sight, rows = seen.split([self.sights.size, sum(self.row_sizes)], 1)
-        return self.remembered(rows, sight)
 
 
 class Sights(Record):

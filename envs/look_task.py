@@ -11,10 +11,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..backbones.backbone import Backbone
-from ..backbones.reader import PLACE, SHAPES, TIME, Reader, check_asked
+from ..backbones.reader import SHAPES, Reader, check_asked
 from ..backbones.reader_training import crop_features
 from ..data import ImageData
-from .choice import Choice
+from .choice import Branch, Choice
 from .exit_task import SIGNS, signs
 from .outcomes import looking_paths
 from .recorded import Record
@@ -32,7 +32,8 @@ class Looking(Task):
     rows of memory and logits (`glimpse`).
 
     Attributes:
-        look_macs: Cost of one look, in MACs of one input.
+        look_macs: Cost of one look, in MACs of one input; the dearest where they differ.
+        look_costs: Of each piece.
         shown_size: How many numbers the policy is shown of what is there at first.
         signs_only: Whether the policy sees nothing of what is there at first, nor of the reader's memory.
         reader: Remembers, and answers.
@@ -42,7 +43,11 @@ class Looking(Task):
     alike = True
     reaches_full = False
     signs_only = False
-    look_macs: int
+    look_costs: Sequence[int]
+
+    @property
+    def look_macs(self) -> int:
+        return max(self.look_costs)
 
     @property
     @abstractmethod
@@ -112,10 +117,11 @@ class Looking(Task):
 
     def step(self, state: State, choice: Choice) -> State:
         """Let rows leave with the answer that they have, and look where the others choose."""
-        before, onward = self.answer_now(state), choice.binary()
+        before, onward = self.answer_now(state), choice.merged([0, *(1 for _ in self.look_costs)])
+        cheap = min(self.look_costs) < self.look_macs
         state = state.advance(
             self.glimpse(state, choice, onward),
-            macs=onward.cost([0, self.look_macs]),
+            macs=choice.cost([0, *self.look_costs]) if cheap else onward.cost([0, self.look_macs]),
             votes=state.memory["votes"] + F.one_hot(before.argmax(1), before.shape[1]),
             looked=self.looked(state, choice),
         )
@@ -126,6 +132,14 @@ class Looking(Task):
         """Return how often was looked at each piece, as the policy sees it after a choice. Shape (N, looked_size)."""
         taken = torch.stack([choice.weight(option) for option in range(1, self.decisions[0])], 1)
         return state.memory["looked"] + taken
+
+    def _recall(self, onward: Choice, sight: Tensor, rows: Tensor) -> Tensor:
+        """Return what rows are after a sight of those that look. Shapes (N, sight_size), (N, *) to (N, *)."""
+        return onward.only(1, self._remember, torch.cat([sight, rows], 1), (sum(self.row_sizes),))
+
+    def _remember(self, seen: Tensor) -> Tensor:
+        sight, rows = seen.split([self.reader.sight_size, sum(self.row_sizes)], 1)
+        return self.remembered(rows, sight)
 
     def parts(self, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return what pieces are cut out of as flat rows, the reader's memory, and logits."""
@@ -148,8 +162,10 @@ class LookTask(Looking):
     Attributes:
         kind: Of the reader: `crops` or `frames`.
         most_paths: Up to so many ways through are all listed.
+        sizes: At how many sizes pieces are encoded.
     """
 
+    sizes: int = 1
     kind: str
     most_paths: int
 
@@ -158,7 +174,7 @@ class LookTask(Looking):
         looks: int,
         *,
         options: int,
-        macs: tuple[int, int],
+        macs: tuple[int, Sequence[int]],
         source: Sequence[int],
         piece: Sequence[int],
         shown: int,
@@ -168,16 +184,18 @@ class LookTask(Looking):
         Args:
             looks: At most.
             options: Pieces to choose among.
-            macs: What the network costs before the first look, and for each.
+            macs: What the network costs before the first look, and for one at each size of pieces; options go through
+                all pieces at the first size, then through all at the next.
             source: Shape of what pieces are cut out of.
             piece: Shape of one, (scales, C, h, w).
             shown: How many numbers of `start`'s `shown` the policy sees.
         """
         reader = self.reader
         self.set_decisions(looks, options=options, source=prod(source), shown=shown)
-        self.least_macs, self.look_macs = macs[0] + reader.glance_macs, macs[1] + reader.look_macs
+        self.least_macs = macs[0] + reader.glance_macs
+        self.look_costs = [each + reader.look_macs for each in macs[1] for _ in range(options // len(macs[1]))]
         self.source_shape, self.piece_shape = tuple(source), tuple(piece)
-        self.view_sizes = [1, TIME if reader.kind == "frames" else PLACE, prod(piece), sum(self.row_sizes)]
+        self.view_sizes = [1, reader.code_size, prod(piece), sum(self.row_sizes)]
 
     @abstractmethod
     def first(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
@@ -267,7 +285,9 @@ class LookTask(Looking):
             there to remember of each piece (N, pieces, sight_size).
         """
         inputs = self.prepare(images)
-        pieces = [self._sight(*self.cut(index, inputs)) for index in range(self.decisions[0] - 1)]
+        count = self.decisions[0] - 1
+        sizes = [index // (count // self.sizes) for index in range(count)]
+        pieces = [self.sight_at(size, *self.cut(index, inputs)) for index, size in enumerate(sizes)]
         sight, shown = self.first(inputs)
         return sight, shown[:, : self.shown_size], torch.stack(pieces, 1)
 
@@ -279,8 +299,12 @@ class LookTask(Looking):
 
     def glimpse(self, state: State, choice: Choice, onward: Choice) -> Tensor:
         """Cut out what each row chose, and run that through the network."""
-        branches = [self._leave, *(partial(self._cut, index) for index in range(self.decisions[0] - 1))]
-        return onward.only(1, self._look, choice.among(branches, state.features), (sum(self.row_sizes),))
+        return onward.only(1, self._look, choice.among(self.cutters, state.features), (sum(self.row_sizes),))
+
+    @property
+    def cutters(self) -> list[Branch]:
+        """What makes rows of `[1 | code | piece | state]` for each option."""
+        return [self._leave, *(partial(self._cut, index) for index in range(self.decisions[0] - 1))]
 
     def _cut(self, index: int, rows: Tensor) -> Tensor:
         """Return rows of `[1 | code | piece | state]`; under mixtures the first is the share that goes on."""
@@ -303,8 +327,14 @@ class LookTask(Looking):
         """Encode what was cut out, remember it and answer."""
         share, code, piece, state = rows.split(self.view_sizes, 1)
         share = share.clamp(min=1e-6)  # the piece of those who go on is not dimmed by those who do not
-        return self.remembered(state, self._sight(code / share, piece / share))
+        return self.remembered(state, self.sight_at(0, code / share, piece / share))
 
-    def _sight(self, code: Tensor, piece: Tensor) -> Tensor:
-        """Return what there is to remember of pieces. Shapes (N, code), (N, scales x C x h x w) to (N, sight_size)."""
+    def sight_at(self, size: int, code: Tensor, piece: Tensor) -> Tensor:
+        """Return what there is to remember of pieces. Shapes (N, code), (N, scales x C x h x w) to (N, sight_size).
+
+        Args:
+            size: Number of the size at which they are encoded, from 0.
+            code: Where they are.
+            piece: As they were cut out.
+        """
         return self.reader.sight(crop_features(self.backbone, piece.view(-1, *self.piece_shape)), code)

@@ -88,9 +88,10 @@ class Shared(Hard):
         """Return itself: nothing is overwritten, since a later path may begin with it."""
         return self
 
-    def binary(self) -> "Shared":
-        """Return whether the option is another than 0, for all rows."""
-        return Shared((int(self.options[0] > 0),), self.count, self.memo, self.first, self.device, view="binary ")
+    def merged(self, groups: Sequence[int]) -> "Shared":
+        """Return the group of the option, for all rows."""
+        view = f"merged into {max(groups)} "
+        return Shared((groups[self.options[0]],), self.count, self.memo, self.first, self.device, view=view)
 
 
 @dataclass(frozen=True)

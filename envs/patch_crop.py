@@ -111,7 +111,7 @@ class PatchCrop(LookTask):
         self.set_looks(
             looks,
             options=1 if self.coordinates else len(self.places),
-            macs=(seen, reader.scales * looked),
+            macs=(seen, [reader.scales * looked]),
             source=self.backbone.input_shape,
             piece=(reader.scales, self.backbone.input_shape[0], reader.patch, reader.patch),
             shown=self.backbone.blocks[-1].out_shape[0] * cells**2,

@@ -102,6 +102,6 @@ def test_leave_to_overwrite_passes_to_parts_and_is_ignored_by_weights():
     choice = Hard(torch.tensor([[0, 1], [1, 0]])).in_place()
     assert choice.overwrites
     assert choice.part(1).overwrites
-    assert choice.part(1).binary().overwrites
+    assert choice.part(1).merged([0, 1]).overwrites
     soft = one_hot(torch.tensor([0, 1]), (2,))
     assert soft.in_place() is soft

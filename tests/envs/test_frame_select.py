@@ -175,7 +175,7 @@ class TestReader:
         trunk.blocks[0].body.register_forward_pre_hook(lambda _, inputs: seen.append(len(inputs[0])))
         tiny, features = seen_versions(trunk, reader, clips, recipe, "cpu")
         assert sum(seen) == 2 * 16 * 3
-        assert (tiny.shape[0], features.shape[:2]) == (2 * 16, (2 * 16, 3))
+        assert (tiny.shape[0], features.shape[:3]) == (2 * 16, (2 * 16, 1, 3))
         before = reader.linear.weight
         assert not torch.equal(trained.reader.linear.weight, before)
         with pytest.raises(ValueError, match="versions: expected 0"):

@@ -7,6 +7,7 @@ import torch
 from skipgym import Controller
 from skipgym.agents.baselines import random_policy
 from skipgym.agents.evaluate import measure
+from skipgym.agents.learner import make_learner
 from skipgym.data import Augment, ImageData, Part
 from skipgym.envs import Engine, Hard, make_reward, make_task
 from skipgym.envs.choice import Soft, one_hot
@@ -147,6 +148,9 @@ def test_mixtures_of_features_are_refused(make_world, data):
     table.step(start, one_hot(torch.ones(20, dtype=torch.long), (2,)))  # one-hot weights are actions
     with pytest.raises(TypeError, match=r"expected actions, got mixtures.*--table 0"):
         table.step(start, Soft(torch.full((20, 2), 0.5)))
+    for agent in ("gumbel", "skipnet", "ds-gate"):
+        with pytest.raises(ValueError, match=r"expected actions, got mixtures.*--table 0"):
+            make_learner(agent).check(table, {})
 
 
 def test_versions_are_varied_images_of_their_originals(make_world, data):
