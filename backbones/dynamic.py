@@ -31,7 +31,7 @@ class Deformable(nn.Module):
         assert self.offset.bias is not None
         nn.init.zeros_(self.offset.bias)
         self.conv = DeformConv2d(channels, out, side, stride, padding, bias=False)
-        self.conv.weight = plain.weight
+        self.conv.load_state_dict(plain.state_dict())
 
     def forward(self, x: Tensor) -> Tensor:
         """Convolve. Shape (N, C, H, W) to (N, C', H', W')."""

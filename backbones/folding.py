@@ -48,19 +48,18 @@ class _Tracer(fx.Tracer):
         return isinstance(m, DeformConv2d) or super().is_leaf_module(m, module_qualified_name)
 
 
-def _fused(piece: nn.Module) -> fx.GraphModule:
+def _fused(piece: nn.Module) -> nn.Module:
     """Return a copy with BatchNorm folded into the convolutions, which torch does for all but deformable ones."""
-    copied = copy.deepcopy(piece)
-    folded: Any = fuse(fx.GraphModule(copied, _Tracer().trace(copied)), no_trace=True)
-    modules = dict(folded.named_modules())
-    for node in folded.graph.nodes:
+    traced = copy.deepcopy(piece)
+    traced = fx.GraphModule(traced, _Tracer().trace(traced))
+    modules: dict[str, Any] = dict(traced.named_modules())
+    for node in traced.graph.nodes:
         if matches_module_pattern((DeformConv2d, nn.BatchNorm2d), node, modules) and len(node.args[0].users) == 1:
-            before: Any = modules[node.args[0].target]
-            replace_node_module(node.args[0], modules, fuse_conv_bn_eval(before, modules[node.target]))
+            convolution, norm = modules[node.args[0].target], modules[node.target]
+            replace_node_module(node.args[0], modules, fuse_conv_bn_eval(convolution, norm))
             node.replace_all_uses_with(node.args[0])
-            folded.graph.erase_node(node)
-    folded.recompile()
-    return folded
+            traced.graph.erase_node(node)
+    return fuse(traced, no_trace=True)
 
 
 ADD_OVER = "add_over"
