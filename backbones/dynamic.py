@@ -9,7 +9,7 @@ from .cifar_resnet import CifarBlock, CifarResNet
 
 Kind = Literal["se", "deform"]
 REDUCTION = 16  # of channels in a squeeze, as Hu et al. choose
-LEAST_HIDDEN = 4  # what that leaves of the narrowest stage that they show; below, a squeeze tells nearly nothing
+LEAST_HIDDEN = 4  # 64 channels' share: narrow stages would be left with one or two numbers to tell them by
 
 
 class Deformable(nn.Module):
@@ -27,9 +27,8 @@ class Deformable(nn.Module):
         channels, out, side = plain.in_channels, plain.out_channels, plain.kernel_size[0]
         stride, padding = plain.stride[0], int(plain.padding[0])
         self.offset = nn.Conv2d(channels, 2 * side**2, side, stride, padding)
-        nn.init.zeros_(self.offset.weight)
-        assert self.offset.bias is not None
-        nn.init.zeros_(self.offset.bias)
+        for parameter in self.offset.parameters():
+            nn.init.zeros_(parameter)
         self.conv = DeformConv2d(channels, out, side, stride, padding, bias=False)
         self.conv.load_state_dict(plain.state_dict())
 

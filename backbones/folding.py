@@ -59,7 +59,7 @@ def _fused(piece: nn.Module) -> nn.Module:
             replace_node_module(node.args[0], modules, fuse_conv_bn_eval(convolution, norm))
             node.replace_all_uses_with(node.args[0])
             traced.graph.erase_node(node)
-    return fuse(traced, no_trace=True)
+    return fuse(traced, inplace=True, no_trace=True)
 
 
 ADD_OVER = "add_over"

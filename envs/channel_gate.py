@@ -51,7 +51,8 @@ class ChannelGate(BranchTask):
 
     Arguments:
         groups: Of each block's channels, which they must divide.
-        scattered: Whether each group is kept or dropped by itself. Needs blocks of two convolutions.
+        scattered: Whether each group is kept or dropped by itself. Needs blocks of two convolutions whose results
+            nothing scales, as squeeze-and-excitation does.
         grid: Cells on a side of the pooled features.
     Version history:
         v0: first.
