@@ -7,6 +7,8 @@ from torch import nn
 from torchvision.models.squeezenet import Fire
 
 from .cifar_resnet import CifarResNet
+from .dynamic import DynamicResNet
+from .dynamic import Kind as Dynamic
 from .experts import ExpertResNet
 from .msdnet import MSDNet
 from .ranet import RANet
@@ -45,6 +47,14 @@ def slimmable(
 def experts(num_classes: int, shape: tuple[int, int, int], *, depth: int, width: int) -> tuple[nn.Module, list[str]]:
     """Build a CIFAR ResNet with experts in every block."""
     network = ExpertResNet(depth, num_classes=num_classes, in_channels=shape[0], width=width)
+    return network, _residual_blocks(network)
+
+
+def dynamic(
+    num_classes: int, shape: tuple[int, int, int], *, kind: Dynamic, depth: int, width: int
+) -> tuple[nn.Module, list[str]]:
+    """Build a CIFAR ResNet with dynamic parameters of a kind."""
+    network = DynamicResNet(depth, kind, num_classes=num_classes, in_channels=shape[0], width=width)
     return network, _residual_blocks(network)
 
 

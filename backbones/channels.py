@@ -63,7 +63,8 @@ def gated_blocks(backbone: Backbone, groups: int) -> list[nn.Module]:
         if (inner := inner_layers(block)) is None:
             raise ValueError(
                 f"groups: expected blocks of two layers with channels between them, got {named.name} of "
-                f"{backbone.name}, which has none that are known. Use a ResNet or a vision transformer."
+                f"{backbone.name}, which has none that are known. Use a ResNet of plain convolutions or a vision "
+                "transformer."
             )
         if inner.channels % groups:
             raise ValueError(

@@ -26,7 +26,11 @@ class OptionA(nn.Module):
 
 
 class CifarBlock(nn.Module):
-    """Two 3x3 convolutions with BatchNorm around a shortcut, ReLU at the end; between them `inner` channels."""
+    """Two 3x3 convolutions with BatchNorm around a shortcut, ReLU at the end; between them `inner` channels.
+
+    Attributes:
+        se: What scales the branch before the sum; None in a plain ResNet.
+    """
 
     def __init__(self, in_channels: int, channels: int, stride: int, *, inner: int = 0):
         super().__init__()
@@ -35,12 +39,15 @@ class CifarBlock(nn.Module):
         self.bn1 = nn.BatchNorm2d(inner)
         self.conv2 = nn.Conv2d(inner, channels, 3, 1, 1, bias=False)
         self.bn2 = nn.BatchNorm2d(channels)
+        self.se: nn.Module | None = None
         changes = stride != 1 or in_channels != channels
         self.shortcut = OptionA(in_channels, channels) if changes else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
         """Run the block. Shape (N, C, H, W) to (N, C', H', W')."""
         out = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
+        if self.se is not None:
+            out = self.se(out)
         return F.relu(out + self.shortcut(x))
 
 

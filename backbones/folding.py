@@ -2,13 +2,16 @@
 
 import copy
 import operator
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.fx.experimental.optimization import fuse
+from torch.fx.experimental.optimization import fuse, matches_module_pattern, replace_node_module
 from torch.nn import functional as F
+from torch.nn.utils import fuse_conv_bn_eval
+from torchvision.ops import DeformConv2d
 
-_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, DeformConv2d)
 
 
 def fold(piece: nn.Module, in_shape: tuple[int, ...]) -> nn.Module:
@@ -25,7 +28,7 @@ def fold(piece: nn.Module, in_shape: tuple[int, ...]) -> nn.Module:
     if isinstance(piece, nn.Identity):
         return original  # recognisable by its class, see `Block.bypass`
     try:
-        folded = fuse(piece)
+        folded = _fused(piece)
         _reuse(folded)
         _spare_input(folded)
     except Exception:  # whatever tracing somebody's code raises; folding only saves time
@@ -36,6 +39,27 @@ def fold(piece: nn.Module, in_shape: tuple[int, ...]) -> nn.Module:
         expected, got = original(x), folded(x)
     close = (got - expected).abs().max() <= 1e-3 * expected.abs().max()  # a shared convolution is folded wrongly
     return folded if close else original
+
+
+class _Tracer(fx.Tracer):
+    """Looks into all but torch's modules and deformable convolutions, whose function cannot be traced."""
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return isinstance(m, DeformConv2d) or super().is_leaf_module(m, module_qualified_name)
+
+
+def _fused(piece: nn.Module) -> nn.Module:
+    """Return a copy with BatchNorm folded into the convolutions, which torch does for all but deformable ones."""
+    traced = copy.deepcopy(piece)
+    traced = fx.GraphModule(traced, _Tracer().trace(traced))
+    modules: dict[str, Any] = dict(traced.named_modules())
+    for node in traced.graph.nodes:
+        if matches_module_pattern((DeformConv2d, nn.BatchNorm2d), node, modules) and len(node.args[0].users) == 1:
+            convolution, norm = modules[node.args[0].target], modules[node.target]
+            replace_node_module(node.args[0], modules, fuse_conv_bn_eval(convolution, norm))
+            node.replace_all_uses_with(node.args[0])
+            traced.graph.erase_node(node)
+    return fuse(traced, inplace=True, no_trace=True)
 
 
 ADD_OVER = "add_over"

@@ -105,7 +105,8 @@ def make_backbone(
     Args:
         name: A registered name; `-wK` after a CIFAR ResNet's gives it K channels in the first stage (`resnet20-w8`);
             `msdnet4-s2-w4` has 4 exits, 2 scales and 4 channels at the finest, likewise `ranet4-s2-w4`.
-            `slim-` or `us-` before it makes it slimmable (`us-resnet20-w8`), `experts-` gives its blocks experts.
+            `slim-` or `us-` before it makes it slimmable (`us-resnet20-w8`), `experts-` gives its blocks experts,
+            `se-` squeeze-and-excitation, `deform-` its last stage deformable convolutions.
             `supernet4-s3-w8` has 4 layers of 3 scales; `tree-resnet20-b3-w12` has 3 branches at each node.
         num_classes: Outputs.
         input_shape: (C, H, W) of the images.
@@ -335,6 +336,9 @@ def _find(name: str) -> Entry:
     if match := re.fullmatch(r"experts-resnet(\d+)(?:-w(\d+))?", name):
         build = partial(builders.experts, depth=int(match[1]), width=int(match[2] or 16))
         return Entry(build, branched=True)
+    if match := re.fullmatch(r"(se|deform)-resnet(\d+)(?:-w(\d+))?", name):
+        put: Any = match[1]
+        return Entry(partial(builders.dynamic, kind=put, depth=int(match[2]), width=int(match[3] or 16)))
     if match := re.fullmatch(r"supernet(\d+)(?:-s(\d+))?(?:-w(\d+))?", name):
         layers, scales, width = int(match[1]), int(match[2] or 3), int(match[3] or 16)
         return Entry(partial(builders.supernet, layers=layers, scales=scales, width=width), branched=True)
@@ -359,6 +363,12 @@ for _depth in (8, 20, 32, 56):
     register_backbone(
         f"experts-resnet{_depth}", f"CIFAR ResNet of {_depth} layers, three experts in each block", branched=True
     )(partial(builders.experts, depth=_depth, width=16))
+    register_backbone(f"se-resnet{_depth}", f"CIFAR ResNet of {_depth} layers with squeeze-and-excitation")(
+        partial(builders.dynamic, kind="se", depth=_depth, width=16)
+    )
+    register_backbone(f"deform-resnet{_depth}", f"CIFAR ResNet of {_depth} layers, its last stage deformable")(
+        partial(builders.dynamic, kind="deform", depth=_depth, width=16)
+    )
 register_backbone(
     "supernet6", "supernet of 6 layers with a cell at each of 3 scales, 16 channels (supernet4-s3-w8)", branched=True
 )(partial(builders.supernet, layers=6, scales=3, width=16))

@@ -86,7 +86,7 @@ class SparseBlock(nn.Module):
         source: The module that it was cut from, in evaluation mode.
 
     Raises:
-        ValueError: If that is no residual block that is known.
+        ValueError: If that is no residual block that is known, or one whose places depend on more than neighbours.
     """
 
     def __init__(self, block: Block, source: nn.Module):
@@ -95,6 +95,12 @@ class SparseBlock(nn.Module):
             raise ValueError(
                 f"block {block.name}: expected a residual block of a CIFAR ResNet or of torchvision's ResNets, got "
                 f"{type(source).__name__}. Use a backbone such as resnet20 or resnet18."
+            )
+        if isinstance(source, CifarBlock) and (source.se is not None or not isinstance(source.conv2, nn.Conv2d)):
+            what = "squeeze-and-excitation" if source.se is not None else "a deformable convolution"
+            raise ValueError(
+                f"block {block.name}: expected one whose places depend on their neighbours only, got one with {what}. "
+                "Use a plain ResNet such as resnet20."
             )
         shortcut = source.shortcut if isinstance(source, CifarBlock) else source.downsample
         self.shortcut = nn.Identity() if shortcut is None else copy.deepcopy(shortcut)

@@ -51,7 +51,8 @@ class ChannelGate(BranchTask):
 
     Arguments:
         groups: Of each block's channels, which they must divide.
-        scattered: Whether each group is kept or dropped by itself. Needs blocks of two convolutions.
+        scattered: Whether each group is kept or dropped by itself. Needs blocks of two convolutions whose results
+            nothing scales, as squeeze-and-excitation does.
         grid: Cells on a side of the pooled features.
     Version history:
         v0: first.
@@ -117,6 +118,11 @@ class _Parts(nn.Module):
         )
         if not isinstance(conv1, nn.Conv2d) or not isinstance(conv2, nn.Conv2d) or hasattr(block, "conv3"):
             raise ValueError(told)
+        if getattr(block, "se", None) is not None:
+            raise ValueError(
+                "scattered: expected blocks that are the sum of what their channels add, got one with "
+                "squeeze-and-excitation. Use a plain CIFAR ResNet, or contiguous groups."
+            )
         if not isinstance(bn1, nn.BatchNorm2d) or not isinstance(bn2, nn.BatchNorm2d):
             raise ValueError(told)
         second, size = fuse_conv_bn_eval(conv2, bn2), conv1.out_channels // groups

@@ -38,6 +38,7 @@ class PixelMask(Task):
     What is chosen is gathered from all rows of the batch, run as matrix products, and scattered. At the chosen places
     the output is that of the whole block. Mixtures run whole blocks, and mix their output with the shortcut's place by
     place; the halo then counts with the largest weight within reach. With weights of one and zero both are the same.
+    Blocks that look further than their kernels (squeeze-and-excitation, deformable convolutions) are refused.
 
     Arguments:
         tile: Side of a tile in pixels of the image; on maps of lower resolution it has as many times fewer places.

@@ -11,6 +11,7 @@ from hypothesis import settings
 from torch import nn
 
 from skipgym.backbones import Backbone, make_backbone
+from skipgym.backbones.dynamic import Deformable
 from skipgym.backbones.exits import Exit
 from skipgym.backbones.reader import Reader
 from skipgym.backbones.recurrent import Recurrent
@@ -28,7 +29,7 @@ CLASSES = 4
 
 @pytest.fixture(scope="session")
 def randomise() -> Callable[..., nn.Module]:
-    """Return a function that gives BatchNorm layers the statistics of a used network, so that folding matters."""
+    """Return a function that gives a network what a used one has, so that folding and offsets matter."""
 
     def fill(network: nn.Module, seed: int = 0) -> nn.Module:
         generator = torch.Generator().manual_seed(seed)
@@ -40,6 +41,8 @@ def randomise() -> Callable[..., nn.Module]:
                     if module.affine:  # a universally slimmable network shares scale and shift
                         module.weight.uniform_(0.5, 1.5, generator=generator)
                         module.bias.normal_(0, 0.3, generator=generator)
+            elif isinstance(module, Deformable):
+                nn.init.normal_(module.offset.weight, std=0.2, generator=generator)
         return network.eval()
 
     return fill

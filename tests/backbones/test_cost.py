@@ -2,6 +2,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torchvision.ops import DeformConv2d
 
 from skipgym.backbones import count_macs, make_backbone
 
@@ -78,7 +79,7 @@ def test_stem_blocks_and_head_make_up_the_whole_network(name, shape):
     assert backbone.full_macs == whole
 
 
-@pytest.mark.parametrize("name", ["resnet14-w4", "vit_tiny"])
+@pytest.mark.parametrize("name", ["resnet14-w4", "vit_tiny", "se-resnet8-w4", "deform-resnet8-w4"])
 def test_freezing_changes_no_cost(random_backbone, name):
     backbone = random_backbone(name)
     frozen = backbone.frozen()
@@ -97,6 +98,14 @@ class TestCountMacs:
 
     def test_grouped_strided_convolution(self):
         assert count_macs(nn.Conv2d(4, 8, 3, stride=2, padding=1, groups=2), torch.zeros(1, 4, 6, 6)) == 2 * 8 * 9 * 9
+
+    @pytest.mark.parametrize("modulated", [False, True])
+    def test_deformable_convolution_pays_for_what_it_samples(self, modulated):
+        layer = DeformConv2d(4, 8, 3, stride=2, padding=1, groups=2)
+        places = 3 * 3  # of 6 x 6 pixels, each second
+        offset, mask = torch.zeros(5, 2 * 9, 3, 3), torch.ones(5, 9, 3, 3) if modulated else None
+        found = count_macs(lambda x: layer(x, offset, mask), torch.zeros(5, 4, 6, 6))
+        assert found == places * 9 * (8 * 2 + 4 * 4)  # 2 inputs of each output, and 4 channels sampled between 4 pixels
 
     def test_count_is_that_of_one_row(self):
         assert count_macs(nn.Linear(7, 5), torch.zeros(6, 7)) == 35

@@ -2,6 +2,7 @@ import pytest
 import torch
 from torch import fx, nn
 from torch.nn import functional as F
+from torchvision.ops import DeformConv2d
 
 from skipgym.backbones import make_backbone
 from skipgym.backbones.folding import fold, overwrites
@@ -43,6 +44,29 @@ class Late(nn.Module):
 
     def forward(self, x):
         return (self.conv(x) + x) * x
+
+
+class Deformed(nn.Module):
+    """A deformable convolution before BatchNorm; what it gives may be needed once more."""
+
+    def __init__(self, *, again):
+        super().__init__()
+        self.offset, self.conv = nn.Conv2d(4, 18, 3, padding=1), DeformConv2d(4, 4, 3, padding=1)
+        self.bn, self.again = nn.BatchNorm2d(4), again
+
+    def forward(self, x):
+        y = self.conv(x, self.offset(x))
+        return self.bn(y) * y if self.again else self.bn(y)
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_batchnorm_is_folded_into_a_deformable_convolution_that_nothing_else_uses(randomise, again):
+    torch.manual_seed(0)
+    piece = randomise(Deformed(again=again))
+    folded = fold(piece, (4, 6, 6))
+    assert any(isinstance(module, nn.BatchNorm2d) for module in folded.modules()) == again
+    with torch.no_grad():
+        assert torch.allclose(folded(X), piece(X), atol=1e-6)
 
 
 @pytest.mark.parametrize("kind", [Twice, Doubled, Late])

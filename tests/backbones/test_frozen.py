@@ -5,6 +5,7 @@ from torch import nn
 from skipgym.backbones import wrap
 
 CASES = [("resnet14-w4", (1, 8, 8)), ("resnet18", (3, 32, 32)), ("vit_tiny", (3, 16, 16))]
+CASES += [("se-resnet8-w4", (1, 8, 8)), ("deform-resnet8-w4", (1, 8, 8))]
 
 
 def close(got, expected):
@@ -28,8 +29,9 @@ def test_folded_pieces_equal_the_untouched_network(backbone):
             assert close(block.bypass(x), before.shortcut(x))
 
 
-def test_no_batchnorm_is_left_in_the_folded_pieces(random_backbone):
-    frozen = random_backbone("resnet18", input_shape=(3, 32, 32)).frozen()
+@pytest.mark.parametrize(("name", "shape"), [("resnet18", (3, 32, 32)), *CASES[3:]])
+def test_no_batchnorm_is_left_in_the_folded_pieces(random_backbone, name, shape):
+    frozen = random_backbone(name, input_shape=shape).frozen()
     pieces = [frozen.stem, frozen.head, *(block.body for block in frozen.blocks)]
     pieces += [block.shortcut for block in frozen.blocks]
     assert not any(isinstance(module, nn.BatchNorm2d) for piece in pieces for module in piece.modules())

@@ -49,9 +49,9 @@ def exported(tiny_backbone, random_backbone, images, tmp_path_factory):
 
     def case(name):
         if name not in made:
-            slim = name.startswith("channel-width")
+            own = name.split("/")[2:] or ["slim-resnet8-w4"] * name.startswith("channel-width")
             few = {"grid": 1, "looks": 1} if name.startswith("patch-crop") else {}  # each place is traced on its own
-            task = make_task(name.split("/")[0], random_backbone("slim-resnet8-w4") if slim else tiny_backbone, **few)
+            task = make_task(name.split("/")[0], random_backbone(*own) if own else tiny_backbone, **few)
             policies = {
                 "gate": lambda: undecided_gate(task, images),
                 "recurrent": lambda: undecided_gate(task, images, recurrent=True),

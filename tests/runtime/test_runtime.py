@@ -27,6 +27,8 @@ CASES = [
     "resolution/gate",
     "channel-width/gate",
     "patch-crop/gate",
+    "block-drop/gate/se-resnet8-w4",
+    "block-drop/gate/deform-resnet8-w4",
 ]
 TOLERANCE = 1e-4  # of logits: sums are taken in another order
 
