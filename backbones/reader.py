@@ -98,8 +98,8 @@ class Reader(nn.Module):
         self.cell = nn.GRUCell(hidden, hidden) if memory == "gru" else None
         self.dropout = nn.Dropout(dropout)
         slots = moments + 1  # the last is the preview's
-        sizes = {"gru": hidden, "mean": hidden + 1, "slots": slots * (hidden + 1)}  # and what was counted, or filled
-        self.memory_size, self.sight_size = sizes[memory], hidden + (slots if memory == "slots" else 0)
+        kept = {"gru": hidden, "mean": hidden + 1, "slots": slots * (hidden + 1)}  # and what was counted, or filled
+        self.memory_size, self.sight_size = kept[memory], hidden + (slots if memory == "slots" else 0)
         self.shown_size = num_classes if memory == "slots" else self.memory_size
         self.linear = nn.Linear(self.memory_size if memory == "slots" else hidden, num_classes)
         self.eval()
