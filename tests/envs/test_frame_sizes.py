@@ -27,6 +27,20 @@ def noise(count: int, seed: int = 0) -> torch.Tensor:
     return torch.randint(256, (count, MOMENTS, 1, 8, 8), dtype=torch.uint8, generator=generator)
 
 
+def of_clips(count: int) -> ImageData:
+    names = ("train", "policy", "val", "test")
+    return ImageData(
+        name="noise",
+        **{name: Part(noise(count, seed), torch.arange(count) % CLASSES) for seed, name in enumerate(names)},
+        class_names=("a", "b", "c", "d"),
+        mean=(0.5,),
+        std=(0.25,),
+        augment=Augment(),
+        fingerprint="0" * 16,
+        note="made for tests",
+    )
+
+
 @pytest.fixture
 def task(random_backbone, randomise):
     backbone = random_backbone()
@@ -90,22 +104,10 @@ def test_those_who_have_half_left_do_not_dim_what_the_others_see(task):
 
 
 def test_table_answers_and_charges_as_the_live_task(task):
-    parts = {name: Part(noise(8, seed), torch.arange(8) % CLASSES) for seed, name in enumerate(("train", "policy"))}
-    data = ImageData(
-        name="noise",
-        **parts,
-        val=parts["train"],
-        test=parts["policy"],
-        class_names=("a", "b", "c", "d"),
-        mean=(0.5,),
-        std=(0.25,),
-        augment=Augment(),
-        fingerprint="0" * 16,
-        note="made for tests",
-    )
+    data = of_clips(8)
     table, ticketed = tabulate(task, data, versions=1, augment=Augment(), quiet=True)
     paths = [(1, 5), (4, 0), (6, 6), (0, 0), (2, 3), (5, 1), (3, 4), (6, 0)]
-    live, looked_up = follow(task, parts["policy"].images, *paths), follow(table, ticketed.policy.images, *paths)
+    live, looked_up = follow(task, data.policy.images, *paths), follow(table, ticketed.policy.images, *paths)
     torch.testing.assert_close(looked_up.logits, live.logits, atol=1e-5, rtol=1e-4)
     assert torch.equal(looked_up.macs, live.macs)
 
@@ -129,21 +131,7 @@ def test_training_draws_a_size_for_each_look(random_backbone, monkeypatch):
     backbone, codes = random_backbone(), []
     read = Reader.read
     monkeypatch.setattr(Reader, "read", lambda self, *seen: codes.append(seen[2]) or read(self, *seen))
-    part = Part(noise(16), torch.arange(16) % CLASSES)
-    data = ImageData(
-        name="noise",
-        train=part,
-        policy=part,
-        val=part,
-        test=part,
-        class_names=("a", "b", "c", "d"),
-        mean=(0.5,),
-        std=(0.25,),
-        augment=Augment(),
-        fingerprint="0" * 16,
-        note="made for tests",
-    )
-    trained = train_reader(backbone, data, ReaderRecipe(moments=3, preview=2, sizes=3, epochs=1, batch_size=8))
+    trained = train_reader(backbone, of_clips(16), ReaderRecipe(moments=3, preview=2, sizes=3, epochs=1, batch_size=8))
     assert {size for code in codes for size in code[:, 1].tolist()} == {0.0, 1.0, 2.0}
     assert trained.reader.config["sizes"] == 3
     again = build_reader(trained.reader.config, trained.reader.state_dict())
