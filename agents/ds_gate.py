@@ -14,7 +14,7 @@ from ..envs.task import Task
 from .gumbel import Gumbel, GumbelOptions
 from .learner import Setting, read_options, register_agent
 from .oracle import cheapest, paths_to_follow
-from .relaxed import Trial, check_mixable
+from .relaxed import Trial
 
 Target = Literal["sandwich", "cheapest"]
 
@@ -72,8 +72,8 @@ class DSGate(Gumbel):
         return trial.error.mean() + trial.price.mean() * squared + self.options.weight * asked + self.leash(trial)
 
     def check(self, task: Task, options: Mapping[str, Any]) -> None:
+        super().check(task, options)
         ways_to_try(task, read_options(DSGateOptions(), options, self.agent))
-        check_mixable(task)
 
 
 def ways_to_try(task: Task, options: DSGateOptions) -> list[Path]:

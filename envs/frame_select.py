@@ -196,7 +196,7 @@ class FrameSelect(LookTask):
         if self.sizes == 1:
             return super().glimpse(state, choice, onward)
         cut = choice.among(self.cutters, state.features)
-        sized = choice.merged([0, *(1 + self._split(index)[1] for index in range(self.moments * self.sizes))])
+        sized = choice.merged([0, *(1 + size for size in self.piece_sizes)])
         shape = (self.reader.sight_size,)
         sights = [sized.only(1 + size, partial(self._sized, size), cut, shape) for size in range(self.sizes)]
         weights = torch.stack([sized.weight(1 + size) for size in range(self.sizes)], 1)

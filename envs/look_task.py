@@ -193,9 +193,15 @@ class LookTask(Looking):
         reader = self.reader
         self.set_decisions(looks, options=options, source=prod(source), shown=shown)
         self.least_macs = macs[0] + reader.glance_macs
-        self.look_costs = [each + reader.look_macs for each in macs[1] for _ in range(options // len(macs[1]))]
+        self.look_costs = [macs[1][size] + reader.look_macs for size in self.piece_sizes]
         self.source_shape, self.piece_shape = tuple(source), tuple(piece)
         self.view_sizes = [1, reader.code_size, prod(piece), sum(self.row_sizes)]
+
+    @property
+    def piece_sizes(self) -> list[int]:
+        """The number of the size at which each piece is encoded, from 0."""
+        pieces = self.decisions[0] - 1
+        return [index // (pieces // self.sizes) for index in range(pieces)]
 
     @abstractmethod
     def first(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
@@ -285,9 +291,7 @@ class LookTask(Looking):
             there to remember of each piece (N, pieces, sight_size).
         """
         inputs = self.prepare(images)
-        count = self.decisions[0] - 1
-        sizes = [index // (count // self.sizes) for index in range(count)]
-        pieces = [self.sight_at(size, *self.cut(index, inputs)) for index, size in enumerate(sizes)]
+        pieces = [self.sight_at(size, *self.cut(index, inputs)) for index, size in enumerate(self.piece_sizes)]
         sight, shown = self.first(inputs)
         return sight, shown[:, : self.shown_size], torch.stack(pieces, 1)
 
