@@ -55,7 +55,7 @@ def check_joint(learner: Learner, agent: str, task: Task, part: Part) -> None:
 def _unfit(task: Task, got: str) -> str:
     return (
         f"joint: expected a task whose decisions run the weights of the network itself, live, got {task.name}: {got}. "
-        "Use 0 (and no --table), or another task."
+        "Use 0 (and no --table or --prefix), or another task."
     )
 
 

@@ -10,10 +10,11 @@ from typing import Literal
 import torch
 
 from ..data import ImageData, Part
+from ..envs.begun import Prefix
 from ..envs.build import AugmentLevel, check_fit, check_kind, choose_augment, find_backbone, find_data, find_task
 from ..envs.engine import Price
 from ..envs.rewards import Reward, make_reward
-from ..envs.table import tabulate
+from ..envs.table import keep
 from ..envs.task import Task, task_class
 from .baselines import check_budget, full_accuracy
 from .budget import Lagrange, lowest, lowest_price
@@ -51,6 +52,10 @@ class Subject:
     """0: everything runs live. Above: every way through is computed once, of so many versions of each of the policy's
     images and of the validation and test images; kept in the cache, training and comparing look it up. For tasks with
     few ways through."""
+    prefix: int = 0
+    """0: images go through the whole network. Above: what every image goes through before the first decision, as a
+    stem, is computed once, for as many versions as of `table`; kept in the cache, training and comparing begin from it.
+    For networks of which that is a large part."""
 
     def __post_init__(self) -> None:
         """Check what all commands ask alike, and take the task's own backbone and data where none is named."""
@@ -58,8 +63,11 @@ class Subject:
         for name, own in (("backbone", kind.default_backbone), ("data", kind.default_data)):
             if not getattr(self, name):
                 object.__setattr__(self, name, own)  # frozen, but not made yet
-        if self.table < 0:
-            raise ValueError(f"table: expected 0, or how many versions of each image, got {self.table}.")
+        for name in ("table", "prefix"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name}: expected 0, or how many versions of each image, got {getattr(self, name)}.")
+        if self.table and self.prefix:
+            raise ValueError("prefix: expected no table, which holds all that is computed, got both. Use --prefix 0.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,7 +141,7 @@ class Trained:
 
 
 def prepare(subject: Subject, *, quiet: bool = False) -> tuple[Task, ImageData]:
-    """Load data and backbone of a configuration, and build its task; from a table where one is asked for.
+    """Load data and backbone of a configuration, and build its task; from what is kept of it where that is asked for.
 
     Raises:
         ValueError: If they do not fit each other.
@@ -149,9 +157,10 @@ def prepare(subject: Subject, *, quiet: bool = False) -> tuple[Task, ImageData]:
     augment = choose_augment(subject.augment, data)
     if subject.augment_val:
         data = data.with_varied_val(augment)
-    if not subject.table:
+    if not (versions := subject.table or subject.prefix):
         return task, data
-    return tabulate(task, data, versions=subject.table, augment=augment, quiet=quiet)
+    record = Prefix(task) if subject.prefix else task.record()
+    return keep(record, data, versions=versions, augment=augment, quiet=quiet)
 
 
 def train(config: TrainConfig, task: Task, data: ImageData, *, out: Path | None = None, quiet: bool = False) -> Trained:

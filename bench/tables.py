@@ -1,4 +1,4 @@
-"""Decisions per second of an environment that looks up what was computed once."""
+"""Decisions per second of environments that look up what was computed once."""
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from ..data import ImageData, Part
+from ..envs.begun import Prefix
 from ..envs.engine import Engine
 from ..envs.recorded import Record, Recorded, tickets
 from ..envs.sb3_env import SkipSB3Env
@@ -18,14 +19,14 @@ from .race import TIMERS, Runner, Spread, race
 
 @dataclass(frozen=True, kw_only=True)
 class TableSize:
-    """How large a table is measured."""
+    """How large a table is measured, or a file of stored features."""
 
     images: int = 64
-    """Whose ways through are computed."""
+    """Whose ways through, or features, are computed."""
     copies: int = 16
     """How often each row stands in the table, so that it does not fit into a cache."""
     envs: tuple[int, ...] = (256, 4096)
-    """Slots of the environments that look it up."""
+    """Slots of the environments that look a table up."""
 
     def __post_init__(self) -> None:
         """Check the counts."""
@@ -60,6 +61,21 @@ def pace_of_table(
         "kept": record.describe(),
         "per_second": {name: asdict(Spread.of(rates)) for name, rates in run.rates.items()},
     }
+
+
+def pace_of_prefix(
+    ground: Ground, record: Prefix, data: ImageData, size: TableSize, told: Callable[[], object] = lambda: None
+) -> dict[str, Any]:
+    """Return decisions per second from images, `live`, and from what their stem made of them, `stored`."""
+    begun, stored = table_of(record, data, size)
+    actions = ground.actions(begun)
+    runners = {
+        "live": episode(SkipSB3Env(ground.engine(record.task, data)), actions),
+        "stored": episode(SkipSB3Env(ground.engine(begun, stored)), actions),
+    }
+    run = race(runners, ground.rounds, told, timer=TIMERS[ground.timer])
+    rows = len(begun.source)
+    return {"bytes": 4 * rows * record.width, "rows": rows, "kept": record.describe(), **run.as_json("stored")}
 
 
 def _played(engine: Engine, actions: list[np.ndarray]) -> Runner:

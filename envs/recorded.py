@@ -27,7 +27,8 @@ class Recorded(Task):
         self.name, self.options, self.has_exits = live.name, live.options, live.has_exits
         self.horizon, self.decisions = live.horizon, live.decisions
         self.observation_shape, self.least_macs = live.observation_shape, live.least_macs
-        self.alike, self.reaches_full = live.alike, live.reaches_full
+        self.alike, self.reaches_full, self.adds_up = live.alike, live.reaches_full, live.adds_up
+        self.coordinates, self.has_masks = live.coordinates, live.has_masks
 
     @property
     def underlying(self) -> Task:
@@ -66,6 +67,9 @@ class Recorded(Task):
     def regions(self, actions: Sequence[int], places: Tensor | None = None) -> list[Box]:
         return self.live.regions(actions, places)
 
+    def masks(self, image: Tensor, actions: Sequence[int]) -> dict[str, Tensor]:
+        return self.live.masks(self._originals(image.unsqueeze(0))[0], actions)
+
     def prepare(self, images: Tensor) -> Tensor:
         """Return the row numbers that tickets name. Shape (N, 1, 1, 8) to (N,)."""
         return images.contiguous().view(torch.int64).flatten()
@@ -98,9 +102,13 @@ class Record(ABC):
     """What is kept of a task's images, a row for each, and how it is read again.
 
     Attributes:
+        option: Of the commands, by which it is asked for.
+        task: Whose images they are.
         width: Numbers in a row.
     """
 
+    option: str = "table"
+    task: Task
     width: int
 
     @property

@@ -1,4 +1,4 @@
-"""Tables as files: made once for a backbone, a task and images, then shared by every run that asks for them."""
+"""Records as files: made once for a backbone, a task and images, then shared by every run that asks for them."""
 
 import hashlib
 import json
@@ -70,33 +70,50 @@ def tabulate(
 
     Of a task that looks at pieces the table holds these encoded, of others the outcome of every way through.
 
-    The table lies in the cache under a name made of backbone, task and images. One that a killed process has left
-    unfinished is gone on with; one of another size than it says is made anew.
-
     Args:
         task: With few ways through, or one that looks at pieces.
-        data: Policy, validation and test parts are tabulated, for the task's backbone.
-        versions: Of each of the policy's images, varied by `augment`; 1 where that changes nothing.
+        data: As for `keep`, like the others.
+        versions: Of each of the policy's images.
         augment: Of the policy's images.
         quiet: Say nothing.
 
     Raises:
         ValueError: If the task has too many ways through, or there is no room.
     """
+    return keep(task.record(), data, versions=versions, augment=augment, quiet=quiet)
+
+
+def keep(
+    record: Record, data: ImageData, *, versions: int, augment: Augment, quiet: bool = False
+) -> tuple[Recorded, ImageData]:
+    """Return a task that looks up what a file keeps, and the data whose images are tickets to it.
+
+    The file lies in the cache under a name made of backbone, task and images. One that a killed process has left
+    unfinished is gone on with; one of another size than it says is made anew.
+
+    Args:
+        record: Of the task, for instance `Prefix(task)`: what is kept of each image.
+        data: Policy, validation and test parts are kept, for the task's backbone.
+        versions: Of each of the policy's images, varied by `augment`; 1 where that changes nothing.
+        augment: Of the policy's images.
+        quiet: Say nothing.
+
+    Raises:
+        ValueError: If there is no room, or an image is unlike what the record expects.
+    """
     rows = Rows.of(data, versions if augment else 1, augment)
-    record = task.record()
-    file = TableFile(cache_dir() / "tables", _key(task, data, rows), record, len(rows))
-    _say(quiet, f"table: {file.describe(task)}")
+    file = TableFile(cache_dir() / "tables", _key(record, data, rows), record, len(rows))
+    _say(quiet, f"{record.option}: {file.describe()}")
     with FileLock(file.path.with_suffix(".lock")):
         file.fill(_batches(record, rows, file.begin(), quiet))
     return record.open(file.open(), rows.images, rows.source), _ticketed(data, rows)
 
 
 class TableFile:
-    """One table: numbers in a memory-mapped file, and a page that says how much of it is done.
+    """One record: numbers in a memory-mapped file, and a page that says how much of it is done.
 
     Args:
-        directory: Of all tables.
+        directory: Of all files.
         key: Names this one.
         record: What a row holds.
         count: Rows.
@@ -112,8 +129,9 @@ class TableFile:
         """Bytes."""
         return 4 * self.count * self.width
 
-    def describe(self, task: Task) -> str:
+    def describe(self) -> str:
         """Return what it will hold, and how large it is."""
+        task = self.record.task
         name = env_id(task.name) if task.name else type(task).__name__
         kept = f"{self.count:,} images x {self.record.describe()} of {name}"
         return f"{kept}, {self.size / 1e6:,.1f} MB in {self.path}"
@@ -132,8 +150,8 @@ class TableFile:
         except OSError as error:
             self.path.unlink(missing_ok=True)
             raise ValueError(
-                f"table {self.path}: expected room for {self.size / 1e9:.1f} GB, got {error}. Set SKIPGYM_CACHE to a "
-                "directory with room, or ask for fewer versions (--table)."
+                f"{self.record.option} {self.path}: expected room for {self.size / 1e9:.1f} GB, got {error}. Set "
+                f"SKIPGYM_CACHE to a directory with room, or ask for fewer versions (--{self.record.option})."
             ) from error
         self._tell(0)
         return 0
@@ -171,7 +189,8 @@ class TableFile:
 
 
 def _batches(record: Record, rows: Rows, start: int, quiet: bool) -> Iterator[tuple[int, Tensor]]:
-    bar = tqdm(desc="table", total=len(rows), initial=start, unit="image", leave=False, disable=True if quiet else None)
+    silent = True if quiet else None
+    bar = tqdm(desc=record.option, total=len(rows), initial=start, unit="image", leave=False, disable=silent)
     with bar:
         for first in range(start, len(rows), BATCH):
             images = rows.batch(first)
@@ -189,8 +208,9 @@ def _ticketed(data: ImageData, rows: Rows) -> ImageData:
     return replace(data, **parts, varied=True)
 
 
-def _key(task: Task, data: ImageData, rows: Rows) -> str:
+def _key(record: Record, data: ImageData, rows: Rows) -> str:
     """Return a name that differs wherever a row could."""
+    task = record.task
     content = [
         REVISION,
         type(task).__module__,
@@ -204,7 +224,8 @@ def _key(task: Task, data: ImageData, rows: Rows) -> str:
         rows.varied,
         str(rows.augment),
     ]
-    return f"{task.name or 'task'}-{hashlib.sha256(json.dumps(content, default=str).encode()).hexdigest()[:16]}"
+    name = (task.name or "task") + ("" if record.option == Record.option else f"-{record.option}")
+    return f"{name}-{hashlib.sha256(json.dumps(content, default=str).encode()).hexdigest()[:16]}"
 
 
 def _reserve(descriptor: int, size: int) -> None:

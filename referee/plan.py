@@ -118,6 +118,7 @@ class Cell:
             augment=config.augment,
             augment_val=config.augment_val,
             table=config.table,
+            prefix=config.prefix,
             agent_options=dict(how.options),
             joint=config.joint_images if how.joint else 0,
         )
@@ -140,9 +141,10 @@ class Cell:
                 "options": config.task_options,
                 "table": [config.table, config.augment],
                 "oracle": [config.oracle_images, config.oracle_paths],
+                **({"prefix": config.prefix} if config.prefix else {}),
             }
         settings = asdict(self.train_config(config, 1))
-        return settings if settings["joint"] else {key: one for key, one in settings.items() if key != "joint"}
+        return {key: one for key, one in settings.items() if one or key not in ("joint", "prefix")}  # as before these
 
 
 def cells(

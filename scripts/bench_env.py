@@ -15,15 +15,18 @@ from ..bench.environments import compare_environments
 from ..bench.ground import Ground
 from ..bench.learners import AGENTS, KINDS, spend
 from ..bench.scaling import Scale, scale_up
-from ..bench.tables import TableSize, pace_of_table
+from ..bench.tables import TableSize, pace_of_prefix, pace_of_table
+from ..envs.begun import Prefix
 from .figures import check_new, leave, origin
 
-What = Literal["environments", "learners", "table", "scaling"]
+What = Literal["environments", "learners", "table", "prefix", "scaling"]
 NAMES = {
     "ours": "ours, batched",
     "limit": "limit: the same executions, bare",
     "masked": "ours, everything executed",
     "single": "single ones in DummyVecEnv",
+    "live": "from images",
+    "stored": "from stored features",
 }
 
 
@@ -36,14 +39,14 @@ class Config(Ground):
     """
 
     what: tuple[What, ...] = ("environments", "learners")
-    """What to measure; table: for tasks with few ways through, or that look at pieces; scaling: time and memory by
-    slots, images and blocks."""
+    """What to measure; table: for tasks with few ways through, or that look at pieces; prefix: from images against from
+    stored features; scaling: time and memory by slots, images and blocks."""
     single_envs: int = 64
     """Single environments in DummyVecEnv."""
     images: int = 2048
     """Episodes that each learner trains for."""
     table: TableSize = field(default_factory=TableSize)
-    """How large a table, and for how many."""
+    """How large a table, or a file of stored features, and for how many."""
     scale: Scale = field(default_factory=Scale)
     """What is varied for the scaling."""
     out: Path | None = None
@@ -79,6 +82,7 @@ def measured(config: Config) -> dict[str, Any]:
     data = config.data()
     task = config.made(data)
     record = task.record() if "table" in config.what else None
+    prefix = Prefix(task) if "prefix" in config.what else None
     kinds: dict[What, Callable[[Callable[[], object]], Any]] = {
         "environments": lambda told: compare_environments(
             config, task, data, single_envs=config.single_envs, told=told
@@ -87,6 +91,7 @@ def measured(config: Config) -> dict[str, Any]:
             agent: spend(config, task, data, agent=agent, images=config.images) for agent in AGENTS
         },
         "table": lambda told: pace_of_table(config, record or task.record(), data, config.table, told),
+        "prefix": lambda told: pace_of_prefix(config, prefix or Prefix(task), data, config.table, told),
         "scaling": lambda told: scale_up(config, config.scale, told=told),
     }
     with tqdm(desc="bench", unit="run", leave=False, disable=None) as bar:
@@ -101,15 +106,30 @@ def show(found: Mapping[str, Any]) -> None:
     shape = " x ".join(map(str, config["shape"]))
     console.print(f"{config['task']}, {config['backbone']}, images of {shape}, {config['num_envs']} slots")
     console.print(f"{on['processor']}, {on['cores']} cores, threads: {on['threads']}, {config['timer']} time")
-    tables = {"environments": _environments, "learners": _learners, "table": _table, "scaling": _scaling}
+    tables = {
+        "environments": _environments,
+        "learners": _learners,
+        "table": _table,
+        "prefix": _prefix,
+        "scaling": _scaling,
+    }
     for kind, table in tables.items():
         if kind in found:
             console.print(table(found[kind]))
 
 
 def _environments(found: Mapping[str, Any]) -> Table:
-    table = Table(title="decisions per second (quartiles), and how many times as fast ours is")
-    for column in ("", "decisions per second", "ours to it"):
+    return _paces(found, "decisions per second (quartiles), and how many times as fast ours is", "ours to it")
+
+
+def _prefix(found: Mapping[str, Any]) -> Table:
+    kept = f"{found['rows']:,} rows of {found['kept']}, {found['bytes'] / 1e6:,.0f} MB"
+    return _paces(found, f"decisions per second (quartiles), of {kept}", "stored to it")
+
+
+def _paces(found: Mapping[str, Any], title: str, ratio: str) -> Table:
+    table = Table(title=title)
+    for column in ("", "decisions per second", ratio):
         table.add_column(column, justify="right" if column else "left")
     for name, rate in found["per_second"].items():
         table.add_row(NAMES[name], _spread(rate, ",.0f"), _spread(found["ratio"].get(name), ".2f"))

@@ -11,8 +11,9 @@ from skipgym.agents.joint import loosened, settle
 from skipgym.agents.policy import GatePolicy
 from skipgym.agents.training import TrainConfig, train
 from skipgym.envs import make_task
+from skipgym.envs.begun import Prefix
 from skipgym.envs.observation import Layout
-from skipgym.envs.table import tabulate
+from skipgym.envs.table import keep, tabulate
 
 SHORT = {"images": 500, "num_envs": 32, "hidden": 8, "price": 0.0}
 
@@ -93,13 +94,19 @@ def test_learner_without_probabilities_is_told_before_work(agent, small_backbone
     assert not (tmp_path / "run").exists()
 
 
-def test_task_without_the_network_s_weights_is_told(tell, enough, dark_or_bright, tmp_path, monkeypatch):
+def test_task_without_the_network_s_weights_is_told(
+    tell, enough, small_backbone, dark_or_bright, tmp_path, monkeypatch
+):
     monkeypatch.setenv("SKIPGYM_CACHE", str(tmp_path))
     with pytest.raises(ValueError, match="run the weights of the network itself, live, got tell"):
         train(TrainConfig(joint=10), tell, dark_or_bright, quiet=True)
     table, data = tabulate(enough, dark_or_bright, versions=1, augment=dark_or_bright.augment, quiet=True)
     with pytest.raises(ValueError, match="live, got enough"):
         train(TrainConfig(joint=10), table, data, quiet=True)
+    task = make_task("layer-skip", small_backbone)
+    begun, data = keep(Prefix(task), dark_or_bright, versions=1, augment=dark_or_bright.augment, quiet=True)
+    with pytest.raises(ValueError, match=r"live, got layer-skip.*no --table or --prefix"):
+        train(TrainConfig(joint=10), begun, data, quiet=True)
 
 
 def test_negative_number_of_images_is_told():

@@ -10,7 +10,8 @@ from skipgym import Controller
 from skipgym.agents.evaluate import measure
 from skipgym.agents.training import TrainConfig, train
 from skipgym.data import Augment
-from skipgym.envs.table import tabulate
+from skipgym.envs.begun import Prefix
+from skipgym.envs.table import keep, tabulate
 
 ROW = {
     "task", "backbone", "data", "split", "method", "price", "seed", "accuracy", "macs", "policy_macs", "full_macs",
@@ -120,9 +121,35 @@ def test_training_from_a_table_leaves_a_controller_for_images(agent, enough, dar
     assert torch.equal(live.actions, trained.val.actions)
 
 
-def test_table_of_a_negative_number_of_versions_is_refused():
-    with pytest.raises(ValueError, match="table: expected 0, or how many versions of each image, got -1"):
-        TrainConfig(table=-1)
+@pytest.mark.parametrize("agent", ["ppo", "gumbel", "skipnet", "reinforce"])
+def test_training_from_stored_features_leaves_a_controller_for_images(
+    agent, small_backbone, dark_or_bright, tmp_path, monkeypatch
+):
+    from skipgym.envs import make_task
+
+    monkeypatch.setenv("SKIPGYM_CACHE", str(tmp_path / "cache"))
+    task = make_task("layer-skip", small_backbone)
+    begun, ticketed = keep(Prefix(task), dark_or_bright, versions=1, augment=Augment(), quiet=True)
+    ran = []
+    task.backbone.stem.register_forward_pre_hook(lambda *_: ran.append(1))
+    config = TrainConfig(agent=agent, images=300, num_envs=32, hidden=8, price=0.2)
+    trained = train(config, begun, ticketed, out=tmp_path / "run", quiet=True)
+    assert not ran
+    assert trained.backbone_macs > 300 * task.backbone.least_macs  # as it would have spent live
+    live = measure(Controller.load(tmp_path / "run" / "controller"), dark_or_bright.val)
+    assert (live.accuracy, live.macs) == (trained.val.accuracy, trained.val.macs)
+    assert torch.equal(live.actions, trained.val.actions)
+
+
+@pytest.mark.parametrize("name", ["table", "prefix"])
+def test_negative_number_of_versions_is_refused(name):
+    with pytest.raises(ValueError, match=f"{name}: expected 0, or how many versions of each image, got -1"):
+        TrainConfig(**{name: -1})
+
+
+def test_table_and_stored_features_at_once_are_refused():
+    with pytest.raises(ValueError, match="prefix: expected no table, .* got both. Use --prefix 0"):
+        TrainConfig(table=1, prefix=1)
 
 
 def test_backbone_and_data_are_the_task_s_own_where_none_is_named():

@@ -5,8 +5,9 @@ from torch import nn
 from skipgym.bench.environments import calls_of, compare_environments, episode, replay
 from skipgym.bench.ground import Ground, networks
 from skipgym.bench.learners import AGENTS, KINDS, spend
-from skipgym.bench.tables import TableSize, pace_of_table, table_of
+from skipgym.bench.tables import TableSize, pace_of_prefix, pace_of_table, table_of
 from skipgym.envs import Engine, Masked
+from skipgym.envs.begun import Prefix
 from skipgym.envs.sb3_env import SkipSB3Env
 
 SMALL = {"backbone": "resnet8-w4", "shape": (1, 8, 8), "num_envs": 6, "rounds": 1}
@@ -129,6 +130,16 @@ def test_encoded_frames_are_timed_where_ways_through_are_too_many():
     found = pace_of_table(ground, task.record(), data, TableSize(images=4, copies=2, envs=(3,)))
     assert (found["rows"], found["kept"]) == (8, "8 encoded pieces")
     assert all(spread["median"] > 0 for spread in found["per_second"].values())
+
+
+def test_images_and_stored_features_are_timed_in_turn():
+    ground = Ground(**{**SMALL, "task": "block-drop"})
+    task, data = made(ground)
+    found = pace_of_prefix(ground, Prefix(task), data, TableSize(images=4, copies=2))
+    assert found["rows"] == 8
+    assert found["bytes"] == 4 * 8 * (4 * 8 * 8 + 8 * 8 + 10)  # features, what the policy sees of the image, logits
+    assert set(found["per_second"]) == {"live", "stored"}
+    assert found["ratio"]["live"]["median"] > 0
 
 
 @pytest.mark.parametrize(

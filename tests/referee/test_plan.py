@@ -180,6 +180,7 @@ def test_keys_are_legible_and_different():
         {"data": "noisy-digits"},
         {"weights": "w.safetensors"},
         {"task_options": {"groups": 2}},
+        {"prefix": 1},
     ],
 )
 def test_training_has_another_key_when_what_matters_differs(change):

@@ -7,7 +7,9 @@ import sys
 import numpy as np
 import pytest
 from PIL import Image
+from safetensors.torch import save_file
 
+from skipgym import make_backbone
 from skipgym.scripts.cli import COMMANDS, main
 
 
@@ -66,6 +68,27 @@ def test_threshold_is_calibrated_and_its_controller_kept(method, tmp_path):
     assert [again[key] for key in ("method", "accuracy", "compute")] == [
         row[key] for key in ("method", "accuracy", "compute")
     ]
+
+
+def test_features_are_stored_once_for_training_and_comparing(tmp_path, capsys, monkeypatch):
+    weights = tmp_path / "random.safetensors"
+    save_file(make_backbone("resnet8-w4", num_classes=10, input_shape=(1, 8, 8)).network.state_dict(), weights)
+    monkeypatch.setenv("SKIPGYM_CACHE", str(tmp_path / "cache"))
+    words = ["--backbone", "resnet8-w4", "--weights", str(weights), "--prefix", "1", "--images", "64", "--hidden", "4"]
+    assert main(["train", *words, "--agent", "reinforce", "--out", str(tmp_path / "run")]) == 0
+    told = "images x 266 numbers after the first 4.7% of the MACs of skipgym/LayerSkip-v0"
+    assert told in capsys.readouterr().out
+    (file,) = (tmp_path / "cache" / "tables").glob("layer-skip-prefix-*.f32")
+    made = file.stat().st_mtime_ns
+    few = ["--agents", "reinforce", "--targets", "0.6", "--seeds", "1", "--oracle-images", "20", "--workers", "1"]
+    assert main(["compare", *words, *few, "--out", str(tmp_path / "compared")]) == 0
+    assert told in capsys.readouterr().out
+    assert [one.stat().st_mtime_ns for one in file.parent.glob("*.f32")] == [made]
+    assert main(["evaluate", str(tmp_path / "run" / "controller"), "--split", "val", "--out", str(tmp_path / "e")]) == 0
+    (live,) = json.loads((tmp_path / "e" / "results.json").read_text())["rows"]
+    (stored,) = json.loads((tmp_path / "run" / "results.json").read_text())["rows"]
+    for figure in ("accuracy", "compute", "full_accuracy"):
+        assert live[figure] == stored[figure]
 
 
 def test_run_tells_answer_and_what_was_executed(run, digit, capsys):
