@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from skipgym import Controller
+from skipgym import Controller, wrap
 from skipgym.agents.evaluate import measure
 from skipgym.agents.gate import Gate
 from skipgym.agents.policy import GatePolicy
@@ -131,6 +131,18 @@ def test_mixtures_have_the_values_and_gradients_of_the_live_task(skipping):
         found.append((run.logits.detach(), run.macs.detach(), gate.grad))
     for one, other in zip(*found, strict=True):
         assert torch.allclose(one, other, rtol=1e-4, atol=1e-5)
+
+
+def test_what_precedes_the_only_blocks_that_are_decided_on_is_stored(random_backbone, monkeypatch):
+    whole = random_backbone("resnet8-w4")
+    task = make_task("layer-skip", wrap(whole.network, [whole.blocks[-1].name], input_shape=(1, 8, 8)))
+    begun, ticketed = kept(task, data := noise(task))
+    start = begun.begin(begun.prepare(ticketed.test.images))
+    assert task.horizon == 1
+    assert begun.begun == whole.stem_macs + sum(whole.block_macs[:-1])
+    after = begun.step(start, Hard(torch.ones(30, dtype=torch.long)))
+    assert torch.allclose(after.answer, whole.frozen()(task.prepare(data.test.images)), atol=1e-4)
+    assert (after.macs == whole.full_macs).all()
 
 
 def environments(live, data, begun, ticketed):
