@@ -53,9 +53,9 @@ class Subject:
     images and of the validation and test images; kept in the cache, training and comparing look it up. For tasks with
     few ways through."""
     prefix: int = 0
-    """0: images go through the whole network. Above: what every image goes through before the first decision, as a
-    stem, is computed once, for as many versions as of `table`; kept in the cache, training and comparing begin from it.
-    For networks of which that is a large part."""
+    """0: everything runs live. Above: what every image goes through before the first decision, such as a stem, is
+    computed once, of so many versions of each of the policy's images and of the validation and test images; kept in the
+    cache, training and comparing begin from it. For networks of which that is a large part."""
 
     def __post_init__(self) -> None:
         """Check what all commands ask alike, and take the task's own backbone and data where none is named."""
