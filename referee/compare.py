@@ -73,14 +73,10 @@ def compare(
     if task is None or data is None:
         check_workers(config)
         task, data = prepare(config)
-    agents, refused = written_out(config.agents, task)
-    config = replace(config, agents=agents)
-    left_out = [f"{name} is left out. {why}" for name, why in refused.items()]
+    config, left_out = _for_task(config, task)
     for name in config.agents:
         if (asked := method(name)).joint:
             check_joint(make_learner(asked.agent), name, task, data.policy)
-    for target in config.targets:
-        check_budget(task, target)
     ledger = Ledger(out, config, {"backbone": task.backbone.identity(), "data": data.fingerprint})
     plan = cells(config, exits=task.has_exits, rules=task.rules, countable=not task.coordinates)
     todo = [cell for cell in plan if not ledger.done(cell)]
@@ -104,6 +100,28 @@ def compare(
             "Mend the cause and call again: what is finished stays."
         )
     return content
+
+
+def _for_task(config: CompareConfig, task: Task) -> tuple[CompareConfig, list[str]]:
+    """Return what a task can be asked of a configuration, and why the rest is left out.
+
+    Beside prices, targets are only what is compared without training is held to.
+
+    Raises:
+        ValueError: If the task cannot do what was asked by name or number.
+    """
+    agents, refused = written_out(config.agents, task)
+    targets = []
+    for target in config.targets:
+        try:
+            check_budget(task, target)
+            targets.append(target)
+        except ValueError as error:
+            if not config.prices:
+                raise
+            refused[f"target {target:g}"] = str(error)
+    left_out = [f"{name} is left out. {why}" for name, why in refused.items()]
+    return replace(config, agents=agents, targets=tuple(targets)), left_out
 
 
 def write(

@@ -25,7 +25,8 @@ class CompareConfig(Subject):
     targets: tuple[float, ...] = (0.4, 0.5, 0.65)
     """Shares of the full network's MACs to stay within, policy included. All learners find their price themselves."""
     prices: tuple[float, ...] = ()
-    """Prices of compute to train for, instead of targets."""
+    """Prices of compute to train for, instead of targets; of these, those that the task can spend then only set what is
+    compared without training."""
     seeds: int = 3
     """Trainings of each method and budget."""
     images: int = 20_000
