@@ -48,19 +48,19 @@ def check_joint(learner: Learner, agent: str, task: Task, part: Part) -> None:
         attempt(loose, gate.to(loose.device), dealt, soft).error.sum().backward()
     except (RuntimeError, TypeError) as error:  # a table takes no network
         raise ValueError(_unfit(task, str(error))) from error
-    if not any(one.grad is not None for one in loose.backbone.network.parameters()):
+    if not any(one.grad is not None for one in loose.backbone.parameters()):
         raise ValueError(_unfit(task, "no gradient"))
 
 
 def _unfit(task: Task, got: str) -> str:
     return (
-        f"joint: expected a task whose decisions run the weights of the network itself, live, got {task.name}: {got}. "
-        "Use 0 (and no --table or --prefix), or another task."
+        "joint: expected a task whose decisions run weights of the network, or of what it carries, live, got "
+        f"{task.name}: {got}. Use 0 (and no --table or --prefix), or another task."
     )
 
 
 def finetune(policy: Policy, learner: Learner, setting: Setting) -> tuple[Task, GatePolicy]:
-    """Train a copy of a gate and a copy of the network with it.
+    """Train a copy of a gate, and with it a copy of the network and of the exits or the reader that it carries.
 
     Cross-entropy trains the network; what runs before the first decision, and BatchNorm's statistics, stay as they
     were. The gate goes on by its learner's own loss where that is differentiable, else by REINFORCE.
@@ -78,7 +78,7 @@ def finetune(policy: Policy, learner: Learner, setting: Setting) -> tuple[Task, 
     task = loosened(setting.task)
     gate = copy.deepcopy(policy.gate)
     settle(gate, policy.shift)
-    weights = [one for one in task.backbone.network.parameters() if one.requires_grad]
+    weights = [one for one in task.backbone.parameters() if one.requires_grad]
     optimizer = torch.optim.Adam(
         [{"params": list(gate.parameters()), "lr": GATE_RATE}, {"params": weights, "lr": NETWORK_RATE}]
     )
@@ -92,9 +92,14 @@ def finetune(policy: Policy, learner: Learner, setting: Setting) -> tuple[Task, 
 
 
 def loosened(task: Task) -> Task:
-    """Return a task over a copy of its network that takes gradients, in evaluation mode."""
+    """Return a task over a copy of its network that takes gradients, as what it carries does, in evaluation mode.
+
+    Smaller networks that it carries stay frozen: they run folded.
+    """
     network = task.backbone.thawed()
-    network.network.requires_grad_(True)
+    for part in (network.network, *network.added_exits, network.reader):
+        if part is not None:
+            part.requires_grad_(True)
     network.is_frozen = True  # as far as the task knows: it takes the network as it is
     return type(task)(network, **task.options)
 

@@ -100,7 +100,8 @@ class TrainConfig(Subject):
     agent_options: dict[str, int | float | str] = field(default_factory=dict)
     """Options of the learner that differ from its defaults."""
     joint: int = 0
-    """Images on which gate and network are then finetuned together. 0: the network stays frozen."""
+    """Images on which gate and network, with exits or a reader that it carries, are then finetuned together. 0: the
+    network stays frozen."""
 
     def __post_init__(self) -> None:
         """Check what needs neither data nor weights."""

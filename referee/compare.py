@@ -5,6 +5,7 @@ import pickle
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import replace
 from datetime import timedelta
 from functools import lru_cache
 from multiprocessing import get_context, parent_process
@@ -24,7 +25,7 @@ from ..envs.task import Task
 from .cell import Bench
 from .figure import interval_figure
 from .ledger import Ledger
-from .methods import JOINT, check_methods, is_learned, method
+from .methods import JOINT, is_learned, method, written_out
 from .plan import Cell, CompareConfig, cells
 from .report import write_report
 from .summary import Entry, Row, Statics, areas, summarise, verdicts
@@ -72,16 +73,15 @@ def compare(
     if task is None or data is None:
         check_workers(config)
         task, data = prepare(config)
-    check_methods(config.agents, task)
+    config, left_out = _for_task(config, task)
     for name in config.agents:
         if (asked := method(name)).joint:
             check_joint(make_learner(asked.agent), name, task, data.policy)
-    for target in config.targets:
-        check_budget(task, target)
     ledger = Ledger(out, config, {"backbone": task.backbone.identity(), "data": data.fingerprint})
     plan = cells(config, exits=task.has_exits, rules=task.rules, countable=not task.coordinates)
     todo = [cell for cell in plan if not ledger.done(cell)]
-    _say(quiet, f"{len(plan)} cells, {len(plan) - len(todo)} of them finished before")
+    for line in (*left_out, f"{len(plan)} cells, {len(plan) - len(todo)} of them finished before"):
+        _say(quiet, line)
     failures = []
     bench = Bench(config, task, data, full_accuracy(task, data.test))
     runs = _here(bench, todo, ledger) if given or config.workers == 1 else _side_by_side(config, bench, todo, ledger)
@@ -93,7 +93,7 @@ def compare(
         told = _line(ledger.rows(cell)) if error is None else f"failed: {error!r}"
         _say(quiet, f"{count}/{len(todo)}  {cell.method:18} seed {cell.seed}  {told}  ({left} left)")
     finished = [cell for cell in plan if ledger.done(cell)]
-    content = write(ledger, finished, task, command) if finished else {}
+    content = write(ledger, finished, task, command, left_out) if finished else {}
     if failures:
         raise CellsFailedError(
             f"{len(failures)} of {len(plan)} cells failed, the others are in {out}: {'; '.join(failures[:3])}. "
@@ -102,7 +102,31 @@ def compare(
     return content
 
 
-def write(ledger: Ledger, finished: Sequence[Cell], task: Task, command: Sequence[str] = ()) -> Content:
+def _for_task(config: CompareConfig, task: Task) -> tuple[CompareConfig, list[str]]:
+    """Return what a task can be asked of a configuration, and why the rest is left out.
+
+    Beside prices, targets are only what is compared without training is held to.
+
+    Raises:
+        ValueError: If the task cannot do what was asked by name or number.
+    """
+    agents, refused = written_out(config.agents, task)
+    targets = []
+    for target in config.targets:
+        try:
+            check_budget(task, target)
+            targets.append(target)
+        except ValueError as error:
+            if not config.prices:
+                raise
+            refused[f"target {target:g}"] = str(error)
+    left_out = [f"{name} is left out. {why}" for name, why in refused.items()]
+    return replace(config, agents=agents, targets=tuple(targets)), left_out
+
+
+def write(
+    ledger: Ledger, finished: Sequence[Cell], task: Task, command: Sequence[str] = (), left_out: Sequence[str] = ()
+) -> Content:
     """Write results, figure and report of the cells that are finished."""
     entries, statics = collect(ledger, finished)
     summary = [summarise(entry, statics) for entry in entries]
@@ -114,7 +138,7 @@ def write(ledger: Ledger, finished: Sequence[Cell], task: Task, command: Sequenc
         "summary": summary,
         "verdicts": verdicts(entries, statics),
         "areas": areas(entries),
-        "notes": _notes(ledger.config, entries),
+        "notes": [*_notes(ledger.config, entries), *left_out],
         "identity": ledger.identity,
     }
     rows = [row for entry in entries for row in entry.rows]

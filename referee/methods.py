@@ -16,6 +16,9 @@ Kind = Literal["RL", "Gumbel", "hybrid", "supervised", "own", "joint"]
 JOINT = "+joint"
 """After a method's name: the network is finetuned with the gate afterwards."""
 
+ALL = "all"
+"""Instead of a method's name: all of ours that can take the task."""
+
 UNTRAINED = ("full", "random", "static", "oracle", *THRESHOLDS)
 """Always in the table where the task allows them."""
 
@@ -80,6 +83,25 @@ def method(name: str) -> Method:
     if REGISTRY.find(name) is None:
         raise ValueError(unknown("agent", name, {*METHODS, *REGISTRY.known()}))
     return Method(agent=name, kind="own")
+
+
+def written_out(names: Sequence[str], task: Task) -> tuple[tuple[str, ...], dict[str, str]]:
+    """Return the methods' names with `all` written out, and why any of ours cannot take the task.
+
+    Raises:
+        ValueError: As `check_methods`, of those that are named themselves.
+    """
+    named = [name for name in names if name != ALL]
+    check_methods(named, task)
+    if ALL not in names:
+        return tuple(named), {}
+    refused = {}
+    for name in METHODS:
+        try:
+            check_methods([name], task)
+        except ValueError as error:
+            refused[name] = str(error)
+    return tuple(dict.fromkeys([*(name for name in METHODS if name not in refused), *named])), refused
 
 
 def check_methods(names: Sequence[str], task: Task) -> None:

@@ -9,10 +9,9 @@ from typing import Any
 
 from ..agents.baselines import RULE
 from ..agents.training import Subject, TrainConfig
-from .methods import METHODS, THRESHOLDS, UNTRAINED, is_learned, method
+from .methods import ALL, THRESHOLDS, UNTRAINED, is_learned, method
 
-DEFAULT_AGENTS = tuple(METHODS)
-REVISION = 2
+REVISION = 3
 """Of what a cell computes; raise it when results may change."""
 
 
@@ -20,12 +19,14 @@ REVISION = 2
 class CompareConfig(Subject):
     """Methods on one task, backbone, observation, gate architecture and budget of backbone MACs in training."""
 
-    agents: tuple[str, ...] = DEFAULT_AGENTS
-    """Methods to train; full, random, static and oracle are always compared, on tasks with exits thresholds too."""
+    agents: tuple[str, ...] = (ALL,)
+    """Methods to train; all: those of ours that can take the task, and why others cannot is said. full, random, static
+    and oracle are always compared, on tasks with exits thresholds too."""
     targets: tuple[float, ...] = (0.4, 0.5, 0.65)
     """Shares of the full network's MACs to stay within, policy included. All learners find their price themselves."""
     prices: tuple[float, ...] = ()
-    """Prices of compute to train for, instead of targets."""
+    """Prices of compute to train for, instead of targets; of these, those that the task can spend then only set what is
+    compared without training."""
     seeds: int = 3
     """Trainings of each method and budget."""
     images: int = 20_000
@@ -61,7 +62,7 @@ class CompareConfig(Subject):
             if not 0 <= price < math.inf:
                 raise ValueError(f"prices: expected finite numbers of 0 or more, got {price}.")
         for name in self.agents:
-            if name not in UNTRAINED:  # `check_methods` says why not, when the task is known
+            if name not in (ALL, *UNTRAINED):  # `check_methods` says why not, when the task is known
                 method(name)
 
     @property

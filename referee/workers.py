@@ -11,7 +11,7 @@ from ..backbones import registry as backbones
 from ..data import registry as data
 from ..envs import task as tasks
 from ..registry import Registry
-from .methods import method
+from .methods import ALL, method
 from .plan import CompareConfig
 
 REGISTRIES: dict[str, Registry[Any]] = {
@@ -52,5 +52,4 @@ def _named(config: CompareConfig) -> Iterator[tuple[str, str]]:
     yield "task", config.task
     yield "backbone", config.backbone
     yield "data", config.data
-    for name in config.agents:
-        yield "agent", method(name).agent
+    yield from (("agent", method(name).agent) for name in config.agents if name != ALL)

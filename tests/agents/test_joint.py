@@ -38,6 +38,22 @@ def test_network_learns_and_the_one_that_was_given_stays(agent, small_backbone, 
     torch.testing.assert_close(again(images).logits, trained.controller(images).logits)
 
 
+@pytest.mark.parametrize("name", ["patch-crop", "early-exit"])
+def test_what_the_network_carries_learns_too(name, tiny_backbone, tiny_images, tmp_path):
+    task = make_task(name, tiny_backbone)
+    before = task.backbone.identity().split("+")
+    trained = train(TrainConfig(agent="ppo", joint=64, **SHORT), task, tiny_images, out=tmp_path / "run", quiet=True)
+    after = trained.controller.task.backbone.identity().split("+")
+    network, exits, reader = (old != new for old, new in zip(before[:3], after[:3], strict=True))
+    assert network
+    assert (exits, reader) == (name == "early-exit", name == "patch-crop")
+    assert task.backbone.identity().split("+") == before
+    assert before[3:] == after[3:], "smaller networks stay as they were"
+    again = Controller.load(tmp_path / "run" / "controller")
+    images = tiny_images.test.images
+    torch.testing.assert_close(again(images).logits, trained.controller(images).logits)
+
+
 def test_stage_is_counted_and_told(small_backbone, dark_or_bright, tmp_path):
     """The 64 or more images of the stage cost at least a forward and a backward pass each beyond the frozen stage."""
     task = make_task("layer-skip", small_backbone)
@@ -98,7 +114,7 @@ def test_task_without_the_network_s_weights_is_told(
     tell, enough, small_backbone, dark_or_bright, tmp_path, monkeypatch
 ):
     monkeypatch.setenv("SKIPGYM_CACHE", str(tmp_path))
-    with pytest.raises(ValueError, match="run the weights of the network itself, live, got tell"):
+    with pytest.raises(ValueError, match="or of what it carries, live, got tell"):
         train(TrainConfig(joint=10), tell, dark_or_bright, quiet=True)
     table, data = tabulate(enough, dark_or_bright, versions=1, augment=dark_or_bright.augment, quiet=True)
     with pytest.raises(ValueError, match="live, got enough"):

@@ -57,8 +57,7 @@ def find(small_backbone):
 @pytest.mark.parametrize("agent", ["ppo", "a2c", "recurrent-ppo", "reinforce", "gumbel", "convnet-aig", "skipnet"])
 def test_learner_finds_the_known_place(agent, find, dark_or_bright):
     options = {"rate": 1.0} if agent == "convnet-aig" else {}
-    images = 5_000 if agent == "recurrent-ppo" else 10_000  # it is slow
-    config = TrainConfig(agent=agent, price=0.1, images=images, num_envs=64, hidden=16, agent_options=options)
+    config = TrainConfig(agent=agent, price=0.1, images=10_000, num_envs=64, hidden=16, agent_options=options)
     trained = train(config, find, dark_or_bright, quiet=True)
     assert measure(trained.controller, dark_or_bright.test).accuracy == 1.0
     places = trained.controller(dark_or_bright.test.images).places[:, 0, 0]

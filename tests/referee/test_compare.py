@@ -183,6 +183,13 @@ def test_prices_instead_of_targets(task, data, tiny_config, tmp_path):
     ]
 
 
+def test_beside_prices_only_targets_within_reach_are_taken(task, data, tiny_config, tmp_path):
+    config = tiny_config(targets=(0.01, 0.7), prices=(0.05,))
+    content = compare(config, tmp_path / "out", task=task, data=data, quiet=True)
+    assert [row["budget"] for row in content["rows"] if row["method"] == "random"] == ["compute0.7"]
+    assert [note[:27] for note in content["meta"]["notes"] if "left out." in note] == ["target 0.01 is left out. co"]
+
+
 def test_decision_of_many_options_is_compared_with_fixed_choices_and_bounds(backbone, data, tiny_config, tmp_path):
     task, config = SoundDepth(backbone), tiny_config(agents=("gumbel",), targets=(0.7,))
     rows = compare(config, tmp_path / "out", task=task, data=data, quiet=True)["rows"]

@@ -4,8 +4,8 @@ from dataclasses import replace
 
 import pytest
 
-from skipgym.referee.methods import METHODS, check_methods, is_learned
-from skipgym.referee.plan import DEFAULT_AGENTS, Budget, Cell, CompareConfig, cells
+from skipgym.referee.methods import METHODS, check_methods, is_learned, written_out
+from skipgym.referee.plan import Budget, Cell, CompareConfig, cells
 
 IDENTITY = {"backbone": "b" * 16, "data": "d" * 16}
 
@@ -69,9 +69,32 @@ def test_what_is_always_compared_is_told_when_the_task_is_known(task):
             check_methods(config.agents, task)
 
 
-def test_default_methods_take_layer_skip(task):
-    check_methods(DEFAULT_AGENTS, task)
-    assert set(DEFAULT_AGENTS) == set(METHODS)
+def test_by_default_all_methods_train_on_layer_skip(task):
+    assert written_out(CompareConfig().agents, task) == (tuple(METHODS), {})
+
+
+def test_only_trying_every_way_is_left_out_on_nine_blocks(random_backbone):
+    from skipgym.envs import make_task
+
+    names, refused = written_out(["all"], make_task("layer-skip", random_backbone("resnet20-w4")))
+    assert set(METHODS) - set(names) == set(refused) == {"ds-gate-cheapest"}
+
+
+def test_methods_that_cannot_take_the_task_are_left_out_of_all(backbone):
+    from skipgym.envs import make_task
+
+    names, refused = written_out(["all"], make_task("block-drop", backbone))
+    assert names == tuple(name for name in METHODS if name not in refused)
+    assert "one part" in refused["dqn"]
+    assert {"ppo", "gumbel", "path-table"} <= set(names)
+
+
+def test_all_stands_beside_methods_that_are_named(task, backbone):
+    from skipgym.envs import make_task
+
+    assert written_out(["ppo+joint", "all", "ppo"], task)[0] == (*METHODS, "ppo+joint")
+    with pytest.raises(ValueError, match="one part"):
+        written_out(["all", "dqn"], make_task("block-drop", backbone))
 
 
 # --- the cells ---
@@ -137,7 +160,7 @@ def test_prices_replace_targets():
 
 
 def test_every_training_has_the_same_budget_of_macs():
-    config = CompareConfig(images=500, seeds=2)
+    config = CompareConfig(agents=tuple(METHODS), images=500, seeds=2)
     found = {cell.train_config(config, 1000).train_macs for cell in cells(config) if cell.method in config.agents}
     assert found == {500_000.0}
 
