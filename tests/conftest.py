@@ -18,6 +18,7 @@ from skipgym.backbones.exits import Exit
 from skipgym.backbones.reader import Reader
 from skipgym.backbones.recurrent import Recurrent
 from skipgym.data import Augment, ImageData, Part
+from skipgym.data.images import PART_NAMES
 from skipgym.referee.workers import REGISTRIES
 from skipgym.registry import plugins
 
@@ -41,9 +42,9 @@ def run_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 @pytest.fixture(scope="module")
 def briefly() -> Iterator[None]:
-    """Train on first use in one pass over few images: for tests that want a network, not a good one.
+    """Make few images, and train on first use in one pass over some: for tests that want a network, not a good one.
 
-    The cache tells them from others by their recipes' one epoch.
+    The cache tells such networks from others by their data, and by the one epoch of their recipes.
     """
 
     def on_few(train: Callable) -> Callable:
@@ -54,6 +55,10 @@ def briefly() -> Iterator[None]:
         return call
 
     with pytest.MonkeyPatch.context() as patch:
+        once = dict.fromkeys(PART_NAMES, 1)  # of each digit
+        patch.setattr(importlib.import_module("skipgym.data.cluttered"), "COPIES", once)
+        patch.setattr(importlib.import_module("skipgym.data.digit_clips"), "COPIES", once)
+        patch.setattr(importlib.import_module("skipgym.data.phrases"), "COUNTS", dict.fromkeys(PART_NAMES, 300))
         brief = {name: replace(recipe, epochs=1) for name, recipe in embedded.EMBEDDED.items()}
         patch.setattr(embedded, "EMBEDDED", brief)
         for epochs in ("EXIT_EPOCHS", "WIDTH_EPOCHS", "BRANCH_EPOCHS", "READER_EPOCHS", "STEP_EPOCHS"):

@@ -9,8 +9,7 @@ from skipgym.agents.learner import agent_names
 from skipgym.agents.training import TrainConfig, train
 from skipgym.envs import make_task
 
-
-# Some take longer for an update than others: they make fewer, larger ones.
+# Whose updates take long: they make fewer, at a higher rate.
 FEWER = {
     "dqn": {"images": 6_000},
     "recurrent-ppo": {
@@ -25,7 +24,8 @@ def test_learner_finds_the_known_optimum(agent, tell, dark_or_bright):
     """DS-Net's sandwich asks for everything or nothing, neither of which answers right here."""
     options = {"target": "cheapest"} if agent == "ds-gate" else {}
     how = {"images": 12_000, "agent_options": options} | FEWER.get(agent, {})
-    trained = train(TrainConfig(agent=agent, price=0.1, num_envs=64, hidden=16, **how), tell, dark_or_bright, quiet=True)
+    config = TrainConfig(agent=agent, price=0.1, num_envs=64, hidden=16, **how)
+    trained = train(config, tell, dark_or_bright, quiet=True)
     test = measure(trained.controller, dark_or_bright.test)
     assert test.accuracy == 1.0
     policy = trained.controller.policy
