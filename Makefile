@@ -11,7 +11,7 @@ demo: $(VENV)/.installed
 	$(BIN)/skipgym demo --out demo
 
 test: check
-	$(BIN)/pytest --numprocesses auto --dist loadfile
+	$(BIN)/pytest --numprocesses auto --dist worksteal
 
 check: $(VENV)/.installed
 	$(BIN)/ruff check .

@@ -1,7 +1,9 @@
 import ast
 import importlib
+import os
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import gymnasium as gym
@@ -10,12 +12,13 @@ import torch
 from hypothesis import settings
 from torch import nn
 
-from skipgym.backbones import Backbone, make_backbone
+from skipgym.backbones import Backbone, embedded, make_backbone
 from skipgym.backbones.dynamic import Deformable
 from skipgym.backbones.exits import Exit
 from skipgym.backbones.reader import Reader
 from skipgym.backbones.recurrent import Recurrent
 from skipgym.data import Augment, ImageData, Part
+from skipgym.data.images import PART_NAMES
 from skipgym.referee.workers import REGISTRIES
 from skipgym.registry import plugins
 
@@ -25,6 +28,44 @@ settings.register_profile("skipgym", deadline=None, derandomize=True, database=N
 settings.load_profile("skipgym")
 
 CLASSES = 4
+
+
+@pytest.fixture(scope="session", autouse=True)
+def run_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Keep what tests cache away from the user's cache; all workers of a run share what one of them has trained."""
+    own = tmp_path_factory.getbasetemp()
+    path = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "cache"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SKIPGYM_CACHE", str(path))
+        yield path
+
+
+@pytest.fixture(scope="module")
+def briefly() -> Iterator[None]:
+    """Make few images, and train on first use in one pass over some: for tests that want a network, not a good one.
+
+    The cache tells such networks from others by their data, and by the one epoch of their recipes.
+    """
+
+    def on_few(train: Callable) -> Callable:
+        def call(backbone: Backbone, data: ImageData, *rest, **options):
+            few = replace(data, train=data.train.subset(256), val=data.val.subset(64))
+            return train(backbone, few, *rest, **options)
+
+        return call
+
+    with pytest.MonkeyPatch.context() as patch:
+        once = dict.fromkeys(PART_NAMES, 1)  # of each digit
+        patch.setattr(importlib.import_module("skipgym.data.cluttered"), "COPIES", once)
+        patch.setattr(importlib.import_module("skipgym.data.digit_clips"), "COPIES", once)
+        patch.setattr(importlib.import_module("skipgym.data.phrases"), "COUNTS", dict.fromkeys(PART_NAMES, 300))
+        brief = {name: replace(recipe, epochs=1) for name, recipe in embedded.EMBEDDED.items()}
+        patch.setattr(embedded, "EMBEDDED", brief)
+        for epochs in ("EXIT_EPOCHS", "WIDTH_EPOCHS", "BRANCH_EPOCHS", "READER_EPOCHS", "STEP_EPOCHS"):
+            patch.setattr(embedded, epochs, dict.fromkeys(getattr(embedded, epochs), 1))
+        for train in ("Trainer", "train_exits", "train_reader", "train_recurrent"):
+            patch.setattr(embedded, train, on_few(getattr(embedded, train)))
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -111,27 +152,34 @@ def tiny_backbone(random_backbone: Callable[..., Backbone]) -> Backbone:
 
 
 @pytest.fixture(scope="session")
-def tiny_images() -> ImageData:
-    """Return noise, grey 8x8, of 4 classes."""
+def make_noise() -> Callable[..., ImageData]:
+    """Return a function that makes noise of 4 classes: so many inputs for each part, by default grey 8x8 images."""
 
-    def part(count: int, seed: int) -> Part:
-        generator = torch.Generator().manual_seed(seed)
-        images = torch.randint(256, (count, 1, 8, 8), dtype=torch.uint8, generator=generator)
-        return Part(images, torch.randint(CLASSES, (count,), generator=generator))
+    def make(*, shape: tuple[int, ...] = (1, 8, 8), **counts: int) -> ImageData:
+        def part(count: int, seed: int) -> Part:
+            generator = torch.Generator().manual_seed(seed)
+            images = torch.randint(256, (count, *shape), dtype=torch.uint8, generator=generator)
+            return Part(images, torch.randint(CLASSES, (count,), generator=generator))
 
-    return ImageData(
-        name="noise",
-        train=part(8, 0),
-        policy=part(40, 1),
-        val=part(8, 2),
-        test=part(8, 3),
-        class_names=("a", "b", "c", "d"),
-        mean=(0.5,),
-        std=(0.25,),
-        augment=Augment(pad=1),
-        fingerprint="0" * 16,
-        note="made for tests",
-    )
+        counts = {"train": 8, "policy": 40, "val": 8, "test": 8} | counts
+        return ImageData(
+            name="noise",
+            **{name: part(count, seed) for seed, (name, count) in enumerate(counts.items())},
+            class_names=("a", "b", "c", "d"),
+            mean=(0.5,),
+            std=(0.25,),
+            augment=Augment(pad=1),
+            fingerprint="0" * 16,
+            note="made for tests",
+        )
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def tiny_images(make_noise: Callable[..., ImageData]) -> ImageData:
+    """Return a little noise."""
+    return make_noise()
 
 
 @pytest.fixture(scope="session")

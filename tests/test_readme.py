@@ -25,7 +25,7 @@ def blocks(containing, language="python"):
 
 
 @pytest.fixture(scope="module")
-def trained():
+def trained(briefly):
     (example,) = blocks("class ")
     module = sys.modules["readme"] = ModuleType("readme")  # where pickle finds the class
     exec(compile(example, str(README), "exec"), vars(module))

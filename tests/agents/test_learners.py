@@ -9,12 +9,22 @@ from skipgym.agents.learner import agent_names
 from skipgym.agents.training import TrainConfig, train
 from skipgym.envs import make_task
 
+# Whose updates take long: they make fewer, at a higher rate.
+FEWER = {
+    "dqn": {"images": 6_000},
+    "recurrent-ppo": {
+        "images": 8_000,
+        "agent_options": {"learning_rate": 1e-2, "n_steps": 8, "batch_size": 128, "n_epochs": 4},
+    },
+}
+
 
 @pytest.mark.parametrize("agent", sorted(agent_names()))
 def test_learner_finds_the_known_optimum(agent, tell, dark_or_bright):
     """DS-Net's sandwich asks for everything or nothing, neither of which answers right here."""
     options = {"target": "cheapest"} if agent == "ds-gate" else {}
-    config = TrainConfig(agent=agent, price=0.1, images=12_000, num_envs=64, hidden=16, agent_options=options)
+    how = {"images": 12_000, "agent_options": options} | FEWER.get(agent, {})
+    config = TrainConfig(agent=agent, price=0.1, num_envs=64, hidden=16, **how)
     trained = train(config, tell, dark_or_bright, quiet=True)
     test = measure(trained.controller, dark_or_bright.test)
     assert test.accuracy == 1.0
@@ -28,8 +38,8 @@ def test_learner_finds_the_known_optimum(agent, tell, dark_or_bright):
 def test_learner_leaves_at_an_exit_where_it_is_enough(agent, enough, dark_or_bright):
     """ConvNet-AIG is asked for the rate at which the images need the second stage."""
     options = {"rate": 0.5, "weight": 0.1} if agent == "convnet-aig" else {}
-    images = 40_000 if agent == "recurrent-ppo" else 12_000  # it moves less in each rollout
-    config = TrainConfig(agent=agent, price=1.0, images=images, num_envs=64, hidden=16, agent_options=options)
+    how = {"images": 12_000, "agent_options": options} | FEWER.get(agent, {})
+    config = TrainConfig(agent=agent, price=1.0, num_envs=64, hidden=16, **how)
     test = measure(train(config, enough, dark_or_bright, quiet=True).controller, dark_or_bright.test)
     assert test.accuracy == 1.0
     assert test.execution == [float((dark_or_bright.test.labels == 0).float().mean())]
@@ -47,7 +57,7 @@ def test_training_leaves_the_backbone_bit_identical(agent, small_backbone, dark_
     task = make_task("layer-skip", small_backbone)
     before = {key: value.clone() for key, value in task.backbone.state_dict().items()}
     fingerprint = task.backbone.fingerprint()
-    train(TrainConfig(agent=agent, images=2_000, num_envs=32, hidden=8), task, dark_or_bright, quiet=True)
+    train(TrainConfig(agent=agent, images=1_000, num_envs=32, hidden=8), task, dark_or_bright, quiet=True)
     after = task.backbone.state_dict()
     assert before.keys() == after.keys()
     assert all(torch.equal(before[key], after[key]) for key in before)

@@ -31,10 +31,8 @@ def task(request, tiny_backbone):
 
 
 @pytest.fixture(scope="module")
-def part():
-    generator = torch.Generator().manual_seed(0)
-    images = torch.randint(256, (200, 1, 8, 8), dtype=torch.uint8, generator=generator)
-    return Part(images, torch.randint(4, (200,), generator=generator))
+def part(make_noise):
+    return make_noise(policy=200).policy
 
 
 class TestQuantiles:

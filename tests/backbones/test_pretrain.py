@@ -10,7 +10,7 @@ from torch import Tensor
 from skipgym.backbones import embedded, load_backbone, make_backbone
 from skipgym.backbones import pretrain as module
 from skipgym.backbones.backbone import Backbone
-from skipgym.backbones.embedded import pretrained
+from skipgym.backbones.embedded import embedded_recipe, pretrained
 from skipgym.backbones.pretrain import pretrain
 from skipgym.backbones.recipe import PretrainConfig, Recipe
 from skipgym.backbones.registry import held_out
@@ -266,12 +266,11 @@ class TestMistakes:
 
 
 @pytest.mark.slow
-def test_digits_are_learned_and_a_random_half_is_not_enough(tmp_path, monkeypatch):
-    monkeypatch.setenv("SKIPGYM_CACHE", str(tmp_path))
+def test_digits_are_learned_and_a_random_half_is_not_enough(run_cache):
     digits = load("digits")
     pretrained("resnet20", digits)
-    (card,) = tmp_path.glob("backbones/*/backbone.json")
-    measured = json.loads(card.read_text())["accuracy"]["val"]
+    kept = f"resnet20-{digits.fingerprint}-{embedded_recipe('resnet20', digits).digest()}"
+    measured = json.loads((run_cache / "backbones" / kept / "backbone.json").read_text())["accuracy"]["val"]
     assert measured["full"] >= 0.97
     assert 0.3 < measured["half"] < 0.8
 

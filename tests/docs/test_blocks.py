@@ -15,6 +15,8 @@ ROOT = Path(__file__).parents[2]
 WRITTEN = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 OWN_TEST = {"tutorial.md": "its script is run by test_tutorial.py"}
 
+pytestmark = pytest.mark.usefixtures("briefly")
+
 
 @pytest.fixture(scope="module")
 def pages(site, tmp_path_factory):

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from skipgym.data import Augment, ImageData, Part
+from skipgym.data import Augment, ImageData
 from skipgym.envs import Engine, Hard, Soft, make_reward, make_task
 from skipgym.envs.choice import one_hot
 from skipgym.envs.encoded import Sights
@@ -35,18 +35,8 @@ def live(request, random_backbone):
 
 
 @pytest.fixture
-def data(live) -> ImageData:
-    generator = torch.Generator().manual_seed(3)
-    size = (5, 1, 8, 8) if live.takes_clips else (1, 8, 8)
-
-    def part(count: int) -> Part:
-        images = torch.randint(256, (count, *size), dtype=torch.uint8, generator=generator)
-        return Part(images, torch.arange(count) % 4)
-
-    return ImageData(
-        name="noise", train=part(4), policy=part(12), val=part(8), test=part(10), class_names=tuple("abcd"),
-        mean=(0.5,), std=(0.3,), augment=Augment(pad=1), fingerprint="f" * 16, note="",
-    )  # fmt: skip
+def data(live, make_noise) -> ImageData:
+    return make_noise(policy=12, test=10, shape=(5, 1, 8, 8) if live.takes_clips else (1, 8, 8))
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from stable_baselines3.common.vec_env import VecEnv
 from skipgym.envs import SkipEnv, SkipVectorEnv
 from skipgym.envs.sb3_env import SkipSB3Env
 
-SLOTS, STEPS, SEED = 3, 20, 11
+SLOTS, STEPS, SEED = 3, 12, 11
 SETTING = {"price": (0.0, 1.0), "augment": True, "policy_macs": 50, "reward": "cross-entropy"}
 TOLD = ("correct", "macs", "compute", "kept")
 
@@ -133,8 +133,7 @@ class TestVector:
             total[done] = 0
         assert wrapped.episode_count >= SLOTS
 
-    @pytest.mark.parametrize("wrong", ["value", "negative", "shape", "dtype", "scalar"])
-    def test_actions_outside_the_space_are_refused(self, env, task, wrong):
+    def test_actions_outside_the_space_are_refused(self, env, task):
         env.reset(seed=0)
         good = np.zeros((SLOTS, *task.action_space.shape), task.action_space.dtype)
         bad = {
@@ -145,8 +144,9 @@ class TestVector:
             "scalar": np.int64(0),
         }
         kind = r"numbers in -1 … 1" if task.coordinates else "integers"
-        with pytest.raises(ValueError, match=rf"actions: expected {kind} of shape \(3.* Sample from action_space"):
-            env.step(bad[wrong])
+        for wrong in bad.values():
+            with pytest.raises(ValueError, match=rf"actions: expected {kind} of shape \(3.* Sample from action_space"):
+                env.step(wrong)
         env.step(good)
 
     def test_step_before_reset_is_refused(self, env):
@@ -165,8 +165,7 @@ class TestSingle:
         assert first[1] == again[1]
         assert first[1] != other[1]
 
-    @pytest.mark.parametrize("wrong", ["value", "negative", "shape", "float", "none"])
-    def test_action_outside_the_space_is_refused(self, env, task, wrong):
+    def test_action_outside_the_space_is_refused(self, env, task):
         env.reset(seed=0)
         good = np.zeros(task.action_space.shape, task.action_space.dtype)
         bad = {
@@ -176,8 +175,9 @@ class TestSingle:
             "float": good + (1.5 if task.coordinates else 0.5),
             "none": None,
         }
-        with pytest.raises(ValueError, match="action: expected an element of"):
-            env.step(bad[wrong])
+        for wrong in bad.values():
+            with pytest.raises(ValueError, match="action: expected an element of"):
+                env.step(wrong)
         env.step(good if good.shape else int(good))
 
     def test_end_is_told_and_nothing_is_left_to_observe(self, env):

@@ -15,7 +15,7 @@ from skipgym.backbones.reader import Reader
 from skipgym.backbones.reader_training import ReaderRecipe, reader_accuracy, seen_versions, train_reader
 from skipgym.backbones.recipe import PretrainConfig
 from skipgym.backbones.registry import held_out
-from skipgym.data import Augment, ImageData, Part
+from skipgym.data import ImageData
 from skipgym.data.clips import padded
 from skipgym.envs import Hard, build_engine, make_task, rollout
 from skipgym.envs.frame_select import spread
@@ -34,23 +34,8 @@ def task(random_backbone):
 
 
 @pytest.fixture(scope="module")
-def clips() -> ImageData:
-    def part(count: int, seed: int) -> Part:
-        return Part(noise(count, seed=seed), torch.arange(count) % CLASSES)
-
-    return ImageData(
-        name="noise",
-        train=part(16, 0),
-        policy=part(16, 1),
-        val=part(8, 2),
-        test=part(8, 3),
-        class_names=("a", "b", "c", "d"),
-        mean=(0.5,),
-        std=(0.25,),
-        augment=Augment(pad=1),
-        fingerprint="0" * 16,
-        note="made for tests",
-    )
+def clips(make_noise) -> ImageData:
+    return make_noise(train=16, policy=16, shape=(6, 1, 8, 8))
 
 
 def follow(task, images, *paths):

@@ -12,7 +12,7 @@ from skipgym.backbones.moments import frame_macs, preview
 from skipgym.backbones.reader import Reader, build_reader
 from skipgym.backbones.reader_training import ReaderRecipe, frame_features, train_reader
 from skipgym.backbones.recipe import PretrainConfig
-from skipgym.data import Augment, ImageData, Part
+from skipgym.data import Augment, ImageData
 from skipgym.envs import Hard, make_task, rollout
 from skipgym.envs.choice import Masked, Soft, one_hot
 from skipgym.envs.rollout import relax
@@ -22,23 +22,14 @@ from skipgym.testing import check_task
 MOMENTS, SIZES, CLASSES = 3, 2, 4
 
 
-def noise(count: int, seed: int = 0) -> torch.Tensor:
-    generator = torch.Generator().manual_seed(seed)
+def noise(count: int) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(0)
     return torch.randint(256, (count, MOMENTS, 1, 8, 8), dtype=torch.uint8, generator=generator)
 
 
-def of_clips(count: int) -> ImageData:
-    names = ("train", "policy", "val", "test")
-    return ImageData(
-        name="noise",
-        **{name: Part(noise(count, seed), torch.arange(count) % CLASSES) for seed, name in enumerate(names)},
-        class_names=("a", "b", "c", "d"),
-        mean=(0.5,),
-        std=(0.25,),
-        augment=Augment(),
-        fingerprint="0" * 16,
-        note="made for tests",
-    )
+@pytest.fixture
+def clips(make_noise) -> ImageData:
+    return make_noise(train=16, policy=8, shape=(MOMENTS, 1, 8, 8))
 
 
 @pytest.fixture
@@ -103,11 +94,10 @@ def test_those_who_have_half_left_do_not_dim_what_the_others_see(task):
     torch.testing.assert_close(task.answer_now(mixed), task.answer_now(alone), atol=1e-5, rtol=1e-4)
 
 
-def test_table_answers_and_charges_as_the_live_task(task):
-    data = of_clips(8)
-    table, ticketed = tabulate(task, data, versions=1, augment=Augment(), quiet=True)
+def test_table_answers_and_charges_as_the_live_task(task, clips):
+    table, ticketed = tabulate(task, clips, versions=1, augment=Augment(), quiet=True)
     paths = [(1, 5), (4, 0), (6, 6), (0, 0), (2, 3), (5, 1), (3, 4), (6, 0)]
-    live, looked_up = follow(task, data.policy.images, *paths), follow(table, ticketed.policy.images, *paths)
+    live, looked_up = follow(task, clips.policy.images, *paths), follow(table, ticketed.policy.images, *paths)
     torch.testing.assert_close(looked_up.logits, live.logits, atol=1e-5, rtol=1e-4)
     assert torch.equal(looked_up.macs, live.macs)
 
@@ -127,11 +117,11 @@ def test_saved_controller_knows_the_sizes(task, tmp_path):
     assert torch.equal(again(images).logits, Controller(task, StaticPolicy((5, 1), 1), price=0.1)(images).logits)
 
 
-def test_training_draws_a_size_for_each_look(random_backbone, monkeypatch):
+def test_training_draws_a_size_for_each_look(random_backbone, clips, monkeypatch):
     backbone, codes = random_backbone(), []
     read = Reader.read
     monkeypatch.setattr(Reader, "read", lambda self, *seen: codes.append(seen[2]) or read(self, *seen))
-    trained = train_reader(backbone, of_clips(16), ReaderRecipe(moments=3, preview=2, sizes=3, epochs=1, batch_size=8))
+    trained = train_reader(backbone, clips, ReaderRecipe(moments=3, preview=2, sizes=3, epochs=1, batch_size=8))
     assert {size for code in codes for size in code[:, 1].tolist()} == {0.0, 1.0, 2.0}
     assert trained.reader.config["sizes"] == 3
     again = build_reader(trained.reader.config, trained.reader.state_dict())

@@ -1,4 +1,4 @@
-"""Every id makes an environment without further arguments. (The digits' backbone is trained once and then cached.)"""
+"""Every id makes an environment without further arguments, around a backbone that is trained on first use."""
 
 import pickle
 import warnings
@@ -17,6 +17,8 @@ from skipgym.envs.task import task_class
 from skipgym.ids import TASKS
 
 IDS = [f"skipgym/{name}-v0" for name in TASKS.values()]
+
+pytestmark = pytest.mark.usefixtures("briefly")
 
 
 @pytest.fixture(params=IDS)

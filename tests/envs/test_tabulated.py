@@ -29,17 +29,8 @@ def cache(tmp_path, monkeypatch):
 
 
 @pytest.fixture(scope="module")
-def data() -> ImageData:
-    generator = torch.Generator().manual_seed(3)
-
-    def part(count: int) -> Part:
-        images = torch.randint(256, (count, 1, 8, 8), dtype=torch.uint8, generator=generator)
-        return Part(images, torch.arange(count) % 4)
-
-    return ImageData(
-        name="noise", train=part(8), policy=part(300), val=part(20), test=part(30), class_names=tuple("abcd"),
-        mean=(0.5,), std=(0.3,), augment=Augment(pad=1), fingerprint="f" * 16, note="",
-    )  # fmt: skip
+def data(make_noise) -> ImageData:
+    return make_noise(policy=300, val=20, test=30)
 
 
 @pytest.fixture(params=SMALL)

@@ -4,7 +4,6 @@ import pytest
 import torch
 from torch import nn
 
-from skipgym.data import Part
 from skipgym.envs import make_task
 from skipgym.referee.plan import CompareConfig
 
@@ -26,17 +25,16 @@ def task(backbone):
 
 
 @pytest.fixture(scope="session")
-def data(backbone, tiny_images):
+def data(backbone, make_noise):
     """Noise, labelled as the full network answers, but for every fifth image."""
+    noise = make_noise(policy=96, val=64, test=60)
 
-    def part(count, seed):
-        generator = torch.Generator().manual_seed(seed)
-        images = torch.randint(256, (count, 1, 8, 8), dtype=torch.uint8, generator=generator)
+    def labelled(part):
         with torch.no_grad():
-            labels = backbone(backbone.prepare(images)).argmax(1)
-        return Part(images, torch.where(torch.arange(count) % 5 == 0, (labels + 1) % 4, labels))
+            labels = backbone(backbone.prepare(part.images)).argmax(1)
+        return replace(part, labels=torch.where(torch.arange(len(part)) % 5 == 0, (labels + 1) % 4, labels))
 
-    return replace(tiny_images, policy=part(96, 1), val=part(64, 2), test=part(60, 3))
+    return replace(noise, **{name: labelled(noise.part(name)) for name in ("policy", "val", "test")})
 
 
 @pytest.fixture(scope="session")

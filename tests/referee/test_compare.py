@@ -12,13 +12,14 @@ import torch
 from safetensors.torch import save_file
 
 from skipgym import Controller, make_backbone
-from skipgym.agents import learner
+from skipgym.agents import learner, sb3
 from skipgym.agents.evaluate import measure
 from skipgym.envs import make_task
 from skipgym.referee.cell import Bench
 from skipgym.referee.compare import compare
 from skipgym.referee.plan import cells
 from skipgym.registry import Named
+from skipgym.scripts.cli import main
 
 from ..testing.sound import SoundDepth
 
@@ -198,7 +199,9 @@ def test_decision_of_many_options_is_compared_with_fixed_choices_and_bounds(back
 
 
 @pytest.mark.parametrize("agent", ["ppo", "gumbel", "reinforce"])
-def test_every_method_spends_the_same_in_training(agent, task, data, tiny_config, tmp_path):
+def test_every_method_spends_the_same_in_training(agent, task, data, tiny_config, tmp_path, monkeypatch):
+    options = sb3._ppo
+    monkeypatch.setattr(sb3, "_ppo", lambda setting: options(setting) | {"n_epochs": 1})  # it need not learn much
     config = tiny_config(agents=(agent,), targets=(0.5,), images=6000, oracle_images=0)
     rows = compare(config, tmp_path / "out", task=task, data=data, quiet=True)["rows"]
     (row,) = (row for row in rows if row["method"] == agent)
@@ -342,7 +345,7 @@ def test_what_cannot_be_compared_is_told_before_anything_is_written(wrong, messa
 
 
 @pytest.mark.slow
-def test_killed_comparison_goes_on_and_leaves_no_worker_behind(tmp_path):
+def test_killed_comparison_goes_on_and_leaves_no_worker_behind(tmp_path, capsys):
     weights, out = tmp_path / "random.safetensors", tmp_path / "out"
     save_file(make_backbone("resnet8-w4", num_classes=10, input_shape=(1, 8, 8)).network.state_dict(), weights)
     options = ["--agents", "reinforce", "gumbel", "--targets", "0.5", "--seeds", "1", "--images", "1000"]
@@ -356,9 +359,8 @@ def test_killed_comparison_goes_on_and_leaves_no_worker_behind(tmp_path):
     assert first.returncode == -9, "it was done before it could be killed"
     finished = {path: path.stat().st_mtime_ns for path in out.glob("runs/*/cell.json")}
     assert 1 <= len(finished) < 5
-    second = subprocess.run([*command, "--workers", "1"], capture_output=True, text=True, timeout=300)
-    assert second.returncode == 0, second.stderr
-    assert f"5 cells, {len(finished)} of them finished before" in second.stdout
+    assert main(["compare", *options, "--workers", "1"]) == 0
+    assert f"5 cells, {len(finished)} of them finished before" in capsys.readouterr().out
     assert {path: path.stat().st_mtime_ns for path in finished} == finished
     assert len(list(out.glob("runs/*/cell.json"))) == len(list(out.glob("runs/*"))) == 5
 
