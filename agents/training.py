@@ -5,7 +5,6 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Literal
 
 import torch
 
@@ -13,7 +12,7 @@ from ..data import ImageData, Part
 from ..envs.begun import Prefix
 from ..envs.build import AugmentLevel, check_fit, check_kind, choose_augment, find_backbone, find_data, find_task
 from ..envs.engine import Price
-from ..envs.rewards import Reward, make_reward
+from ..envs.rewards import Reward, RewardName, make_reward
 from ..envs.table import keep
 from ..envs.task import Task, task_class
 from .baselines import check_budget, full_accuracy
@@ -80,9 +79,7 @@ class TrainConfig(Subject):
     """Of compute, in units of accuracy. Two numbers are a range: drawn for each image and shown to the policy."""
     target_compute: float | None = None
     """Share of the full network's MACs to reach; the price then adapts itself, starting from `price`."""
-    reward: Literal["accuracy", "cross-entropy", "skipnet", "block-drop", "confidence-gain", "gain-over-random"] = (
-        "accuracy"
-    )
+    reward: RewardName = "accuracy"
     """What is paid; see `skipgym.envs.rewards`."""
     images: int = 100_000
     """Episodes to train for; one episode is one image."""

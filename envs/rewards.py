@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from ..names import unknown
 
 GainOver = Literal["", "before", "random"]
+RewardName = Literal["accuracy", "cross-entropy", "skipnet", "block-drop", "confidence-gain", "gain-over-random"]
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from typing import Any
 
 from ..agents.baselines import RULE
 from ..agents.training import Subject, TrainConfig
+from ..envs.rewards import RewardName
 from .methods import ALL, THRESHOLDS, UNTRAINED, is_learned, method
 
 REVISION = 3
@@ -27,6 +28,8 @@ class CompareConfig(Subject):
     prices: tuple[float, ...] = ()
     """Prices of compute to train for, instead of targets; of these, those that the task can spend then only set what is
     compared without training."""
+    reward: RewardName = "accuracy"
+    """What learners of RL are paid; see `skipgym.envs.rewards`. Others minimise a loss of their own."""
     seeds: int = 3
     """Trainings of each method and budget."""
     images: int = 20_000
@@ -110,6 +113,7 @@ class Cell:
             agent=how.agent,
             price=how.priced or (0.0 if first.price is None else first.price),
             target_compute=None if how.priced else first.target,
+            reward=config.reward,
             images=10 * config.images,  # the MACs end it first
             train_macs=float(config.images * full_macs),
             num_envs=config.num_envs,

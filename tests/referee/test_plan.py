@@ -177,6 +177,12 @@ def test_target_or_price_reaches_the_training():
     assert (recurrent.agent, recurrent.agent_options) == ("skipnet", {"recurrent": 1})
 
 
+def test_reward_reaches_the_training():
+    cell = Cell(method="ppo", seed=0, budgets=(Budget(target=0.4),))
+    assert cell.train_config(CompareConfig(), 1).reward == "accuracy"
+    assert cell.train_config(CompareConfig(reward="confidence-gain"), 1).reward == "confidence-gain"
+
+
 # --- the keys ---
 
 BASE = CompareConfig(agents=("ppo", "path-table"), targets=(0.4, 0.6), seeds=2)
@@ -198,6 +204,7 @@ def test_keys_are_legible_and_different():
         {"images": 19_999},
         {"num_envs": 128},
         {"hidden": 32},
+        {"reward": "cross-entropy"},
         {"task": "block-drop"},
         {"backbone": "resnet32"},
         {"data": "noisy-digits"},
