@@ -69,6 +69,20 @@ class Setting:
         shape = {"hidden": self.hidden, "recurrent": recurrent, "alike": task.alike, "coordinates": task.coordinates}
         return Gate(self.layout, task.decisions, **shape).to(task.device)
 
+    def reprice(self, engine: Engine, compute: float) -> None:
+        """Adapt the price to the compute target, where there is one.
+
+        What counts is what the policy will spend, which takes the likelier option everywhere: what it spends while
+        options are drawn is corrected by how much that was, at the last validation, beyond.
+
+        Args:
+            engine: Whose price it is.
+            compute: Mean share of the full MACs spent since the last call.
+        """
+        if self.lagrange:
+            monitor = self.monitor
+            engine.set_price(self.lagrange.update(compute - monitor.beyond, monitor.done_share))
+
     def on(self, task: Task, most: int) -> "Setting":
         """Return the same for another task, with at most so many episodes at a time."""
         return replace(self, task=task, num_envs=min(self.num_envs, most))

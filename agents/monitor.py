@@ -16,6 +16,12 @@ from .evaluate import Measured, measure
 from .pictures import draw_story, is_drawable
 from .policy import Policy
 
+RECENT = 0.2
+"""Weight of the last record in the average of what was spent while options were drawn."""
+
+RECENT_VALIDATION = 0.5
+"""Likewise, of the last validation in that of how much this was beyond what the policy spends."""
+
 
 class Monitor:
     """Logs what a learner does and keeps the policy that is best on validation data.
@@ -37,6 +43,10 @@ class Monitor:
         minutes: Wall-clock after which training stops, if that is sooner.
         macs: Backbone MACs after which training stops, if that is sooner.
         validations: How often to validate, evenly over the training.
+
+    Attributes:
+        beyond: What is spent while options are drawn beyond what the policy spends, which takes the likelier ones, in
+            shares of the full MACs; of recent validations.
     """
 
     def __init__(
@@ -60,6 +70,8 @@ class Monitor:
         self.progress = tqdm(total=images, unit="image", desc="train", disable=quiet, smoothing=0.05)
         self.seen, self.backbone_macs, self.started = 0, 0.0, time.monotonic()
         self._every = self._next = 1 / validations
+        self.beyond = 0.0
+        self._drawn: float | None = None
         self.best: Policy | None = None
         self.best_score = -float("inf")
         self.history: list[dict[str, float]] = []
@@ -80,6 +92,9 @@ class Monitor:
         """Log what happened since the last call, with other scalars."""
         self.backbone_macs += tally.backbone_macs
         means = tally.means()
+        if tally.episodes:
+            before = means["compute"] if self._drawn is None else self._drawn
+            self._drawn = before + RECENT * (means["compute"] - before)
         self.progress.set_postfix(accuracy=f"{means['accuracy']:.3f}", compute=f"{means['compute']:.2f}", refresh=False)
         self.advance(tally.episodes, **means, **scalars)
         self._log({f"execution/{n}": r for n, r in zip(self.task.pieces, tally.execution(), strict=True)})
@@ -99,6 +114,8 @@ class Monitor:
         measured = [measure(Controller(self.task, snapshot, price=price), self.val) for price in self.prices]
         score = sum(self._score(m, p) for m, p in zip(measured, self.prices, strict=True)) / len(measured)
         first = measured[0]
+        if self._drawn is not None:
+            self.beyond += RECENT_VALIDATION * (self._drawn - first.compute - self.beyond)
         self.history.append(
             {"images": self.seen, "accuracy": first.accuracy, "compute": first.compute, "seconds": self.seconds}
         )

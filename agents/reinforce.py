@@ -84,7 +84,7 @@ class Reinforce(Learner):
         gate.trunk.fit(setting.observations(engine))
         optimizer = torch.optim.Adam(gate.parameters(), options.learning_rate * max(1, setting.num_envs / 64))
         generator = torch.Generator(device=setting.task.device).manual_seed(setting.seed)
-        task, monitor, price = setting.task, setting.monitor, engine.high
+        task, monitor = setting.task, setting.monitor
         while monitor.done_share < 1:
             state, labels, prices = engine.deal()
             before = right_probability(task.answer_now(state), labels) if setting.reward.gain_over else None
@@ -101,10 +101,8 @@ class Reinforce(Learner):
             loss.backward()
             optimizer.step()
             tally = _tally(task, pair, rewards[0], labels, policy.macs)
-            monitor.record(tally, price=price, loss=loss.item(), entropy=entropy.mean().item(), forced=forced)
-            if setting.lagrange:
-                price = setting.lagrange.update(tally.means()["compute"], monitor.done_share)
-                engine.set_price(price)
+            monitor.record(tally, price=engine.high, loss=loss.item(), entropy=entropy.mean().item(), forced=forced)
+            setting.reprice(engine, tally.means()["compute"])
             monitor.validate(policy)
         return policy
 

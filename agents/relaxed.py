@@ -258,8 +258,7 @@ def descend(
         loss.backward()
         optimizer.step()
         monitor.record(_tally(task, trial), price=engine.high, loss=loss.item())
-        if setting.lagrange:
-            engine.set_price(setting.lagrange.update(trial.compute.mean().item(), monitor.done_share))
+        setting.reprice(engine, trial.compute.mean().item())
         monitor.validate(policy)
     return policy
 

@@ -57,8 +57,8 @@ class _Watch(BaseCallback):
         setting = self.setting
         tally = self.engine.drain()
         setting.monitor.record(tally, price=self.engine.high)
-        if setting.lagrange and tally.episodes:
-            self.engine.set_price(setting.lagrange.update(tally.means()["compute"], setting.monitor.done_share))
+        if tally.episodes:
+            setting.reprice(self.engine, tally.means()["compute"])
         setting.monitor.validate(extract(self.model, setting))
 
 

@@ -1,11 +1,13 @@
 """Every learner solves a tiny task whose optimum is known, and none touches the backbone."""
 
+from unittest.mock import Mock
+
 import pytest
 import torch
 
 from skipgym.agents.budget import Lagrange
 from skipgym.agents.evaluate import measure
-from skipgym.agents.learner import agent_names
+from skipgym.agents.learner import Setting, agent_names
 from skipgym.agents.training import TrainConfig, train
 from skipgym.envs import make_task
 
@@ -93,6 +95,15 @@ def test_dqn_refuses_decisions_of_several_parts_and_leaves_nothing(tell_at_once,
 def test_unknown_option_of_reinforce_is_told(tell, dark_or_bright):
     with pytest.raises(ValueError, match="momentum"):
         train(TrainConfig(agent="reinforce", agent_options={"momentum": 1}), tell, dark_or_bright, quiet=True)
+
+
+def test_price_follows_what_the_policy_spends_not_what_is_drawn():
+    """Drawn options spend the target; the likelier ones 0.4 more, for which the price rises by as much."""
+    lagrange = Lagrange(0.5, rate=0.0, proportional=1.0, anneal=0.0)
+    setting = Mock(lagrange=lagrange, monitor=Mock(beyond=-0.4, done_share=0.5))
+    engine = Mock()
+    Setting.reprice(setting, engine, 0.5)
+    engine.set_price.assert_called_once_with(pytest.approx(0.4))
 
 
 def test_lagrange_moves_the_price_towards_the_target():

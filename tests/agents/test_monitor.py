@@ -1,12 +1,14 @@
 """Training stops at the first limit that is reached, and is validated evenly on the way."""
 
 import pytest
+import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from skipgym.agents.monitor import Monitor
 from skipgym.agents.policy import full_policy
 from skipgym.agents.training import TrainConfig, train
 from skipgym.envs import make_task
+from skipgym.envs.tally import Tally
 
 
 @pytest.fixture
@@ -54,6 +56,16 @@ def test_validations_are_even_over_the_macs_where_these_end_training(monitor, ta
         watched.backbone_macs += 10
         watched.validate(full_policy(task))
     assert [entry["images"] for entry in watched.history] == [25, 50, 75, 100]
+
+
+def test_what_drawn_options_spend_beyond_the_policy_is_told(monitor, task):
+    """Half of the network while options are drawn, all of it by the policy: half a step from 0 towards -0.5."""
+    watched, tally = monitor(), Tally(len(task.pieces))
+    none, half = torch.zeros(4), torch.full((4,), 0.5)
+    tally.finish(reward=none, correct=none, compute=half, backbone_macs=none)
+    watched.record(tally)
+    watched.validate(full_policy(task), force=True)
+    assert watched.beyond == pytest.approx(-0.25)
 
 
 @pytest.mark.parametrize(
