@@ -55,12 +55,8 @@ def pace_of_table(
         runners[f"engine, {count} slots"] = _played(ground.engine(table, tabled, count), actions)
         runners[f"stable-baselines3, {count} slots"] = episode(SkipSB3Env(ground.engine(table, tabled, count)), actions)
     run = race(runners, ground.rounds, told, timer=TIMERS[ground.timer])
-    return {
-        "bytes": 4 * len(table.source) * record.width,
-        "rows": len(table.source),
-        "kept": record.describe(),
-        "per_second": {name: asdict(Spread.of(rates)) for name, rates in run.rates.items()},
-    }
+    rates = {name: asdict(Spread.of(rates)) for name, rates in run.rates.items()}
+    return {**_size(record, table), "per_second": rates}
 
 
 def pace_of_prefix(
@@ -74,8 +70,13 @@ def pace_of_prefix(
         "stored": episode(SkipSB3Env(ground.engine(begun, stored)), actions),
     }
     run = race(runners, ground.rounds, told, timer=TIMERS[ground.timer])
-    rows = len(begun.source)
-    return {"bytes": 4 * rows * record.width, "rows": rows, "kept": record.describe(), **run.as_json("stored")}
+    return {**_size(record, begun), **run.as_json("stored")}
+
+
+def _size(record: Record, opened: Recorded) -> dict[str, Any]:
+    """Return how much is kept, and of what."""
+    rows = len(opened.source)
+    return {"bytes": 4 * rows * record.width, "rows": rows, "kept": record.describe()}
 
 
 def _played(engine: Engine, actions: list[np.ndarray]) -> Runner:

@@ -72,23 +72,23 @@ class Sights(Record):
     """Of each image what the reader remembers at first and of each piece, and the untouched network's answer."""
 
     def __init__(self, task: LookTask):
-        self.task = self.looker = task
+        self.task: LookTask = task  # pyright: ignore[reportIncompatibleVariableOverride] it is not assigned again
         self.width = sum(sizes(task))
 
     @property
     def page(self) -> dict[str, Any]:
-        return {"sights": sizes(self.looker)}
+        return {"sights": sizes(self.task)}
 
     def describe(self) -> str:
-        return f"{self.looker.decisions[0] - 1:,} encoded pieces"
+        return f"{self.task.decisions[0] - 1:,} encoded pieces"
 
     @torch.inference_mode()
     def rows(self, images: Tensor) -> Tensor:
-        sight, shown, pieces = self.looker.encode(images)
-        return torch.cat([sight, shown, pieces.flatten(1), self.looker.untouched(images)], 1)
+        sight, shown, pieces = self.task.encode(images)
+        return torch.cat([sight, shown, pieces.flatten(1), self.task.untouched(images)], 1)
 
     def open(self, rows: Tensor, images: Tensor, source: Tensor) -> Encoded:
-        return Encoded(self.looker, rows, images, source)
+        return Encoded(self.task, rows, images, source)
 
 
 def sizes(task: LookTask) -> list[int]:

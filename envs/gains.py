@@ -11,6 +11,15 @@ from .state import State
 from .task import Task
 
 
+def check_gains(task: Task, reward: Reward) -> None:
+    """Raise a ValueError if a reward pays for what a task cannot answer in between."""
+    if reward.gain_over and not task.has_exits:
+        raise ValueError(
+            f"reward {reward.config()['name']}: expected a task with exits, which could answer before each "
+            f"decision, got {task.name}. Choose another reward: accuracy, cross-entropy."
+        )
+
+
 class Gains:
     """Probabilities of the right class, for rewards that pay for their gain.
 
@@ -24,11 +33,7 @@ class Gains:
     """
 
     def __init__(self, task: Task, reward: Reward, count: int):
-        if reward.gain_over and not task.has_exits:
-            raise ValueError(
-                f"reward {reward.config()['name']}: expected a task with exits, which could answer before each "
-                f"decision, got {task.name}. Choose another reward: accuracy, cross-entropy."
-            )
+        check_gains(task, reward)
         self.task, self.over, self.count = task, reward.gain_over, count
         self.generator = torch.Generator().manual_seed(0)
 

@@ -22,8 +22,6 @@ from ..agents.policy import StaticPolicy
 from ..agents.threshold import threshold_at_price, threshold_policy
 from ..agents.training import meet, train
 from ..data import ImageData, Part
-from ..envs.gains import Gains
-from ..envs.rewards import make_reward
 from ..envs.task import Task
 from .methods import THRESHOLDS, is_learned, method
 from .plan import Budget, Cell, CompareConfig
@@ -45,13 +43,9 @@ class Bench:
         task: Its task.
         data: Its data.
         full_accuracy: Of the untouched network on the test part.
-
-    Raises:
-        ValueError: If the task cannot be paid what the comparison says.
     """
 
     def __init__(self, config: CompareConfig, task: Task, data: ImageData, full_accuracy: float):
-        Gains(task, make_reward(config.reward), 1)  # which refuses some
         self.config, self.task, self.data, self.full_accuracy = config, task, data, full_accuracy
 
     def run(self, cell: Cell, directory: Path) -> None:

@@ -21,6 +21,8 @@ from ..agents.joint import check_joint
 from ..agents.learner import make_learner
 from ..agents.training import prepare
 from ..data import ImageData
+from ..envs.gains import check_gains
+from ..envs.rewards import make_reward
 from ..envs.task import Task
 from .cell import Bench
 from .figure import interval_figure
@@ -110,6 +112,7 @@ def _for_task(config: CompareConfig, task: Task) -> tuple[CompareConfig, list[st
     Raises:
         ValueError: If the task cannot do what was asked by name or number.
     """
+    check_gains(task, make_reward(config.reward))
     agents, refused = written_out(config.agents, task)
     targets = []
     for target in config.targets:

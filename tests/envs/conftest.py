@@ -190,3 +190,22 @@ def make_engine(tiny_images: ImageData) -> Callable[..., Engine]:
         )
 
     return make
+
+
+@pytest.fixture
+def killed_at_second_batch(monkeypatch: pytest.MonkeyPatch) -> Callable[[Task], list[int]]:
+    """Return a function that interrupts a task once, in the second batch that begins, and tells rows of each call."""
+
+    def arrange(task: Task) -> list[int]:
+        begin, seen = task.begin, []
+
+        def stop_at_second_batch(inputs: Tensor) -> State:
+            seen.append(len(inputs))
+            if len(seen) == 3:  # the probe, a batch, then
+                raise KeyboardInterrupt
+            return begin(inputs)
+
+        monkeypatch.setattr(task, "begin", stop_at_second_batch)
+        return seen
+
+    return arrange

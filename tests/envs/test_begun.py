@@ -182,17 +182,9 @@ def test_versions_are_varied_images_of_their_originals(skipping):
     assert not torch.allclose(first, unvaried, atol=1e-3)
 
 
-def test_file_that_a_killed_process_left_is_gone_on_with(skipping, monkeypatch):
-    (task, data), seen = skipping, []
-    begin = task.begin
-
-    def stop_at_second_batch(inputs):
-        seen.append(len(inputs))
-        if len(seen) == 3:  # the probe, a batch, then
-            raise KeyboardInterrupt
-        return begin(inputs)
-
-    monkeypatch.setattr(task, "begin", stop_at_second_batch)
+def test_file_that_a_killed_process_left_is_gone_on_with(skipping, killed_at_second_batch, monkeypatch):
+    task, data = skipping
+    seen = killed_at_second_batch(task)
     with pytest.raises(KeyboardInterrupt):
         kept(task, data)
     begun, ticketed = kept(task, data)

@@ -83,7 +83,7 @@ def test_one_hot_mixtures_are_actions_and_others_remember_a_mixture_of_sights(li
     options = live.decisions[0]
     actions = torch.arange(8) % options
     hard = table.step(start, one_hot(actions, (options,)))
-    sights = Sights(live).looker.encode(data.val.images)[2]
+    sights = Sights(live).task.encode(data.val.images)[2]
     weights = torch.zeros(8, options)
     weights[:, 1:3] = torch.tensor([0.25, 0.75])
     mixed = table.step(start, Soft(weights))

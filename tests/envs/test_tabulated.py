@@ -168,17 +168,9 @@ def test_table_is_made_once_and_kept(make_world, data, cache, monkeypatch):
     assert torch.allclose(again.untouched(ticketed.test.images), task.untouched(data.test.images), atol=1e-5)
 
 
-def test_unfinished_table_is_gone_on_with(make_world, data, monkeypatch):
-    task, seen = make_world("early-exit", "resnet8-w4").task, []
-    begin = task.begin
-
-    def stop_at_second_batch(inputs):
-        seen.append(len(inputs))
-        if len(seen) == 3:  # the probe, a batch, then
-            raise KeyboardInterrupt
-        return begin(inputs)
-
-    monkeypatch.setattr(task, "begin", stop_at_second_batch)
+def test_unfinished_table_is_gone_on_with(make_world, data, killed_at_second_batch, monkeypatch):
+    task = make_world("early-exit", "resnet8-w4").task
+    seen = killed_at_second_batch(task)
     with pytest.raises(KeyboardInterrupt):
         tabulate(task, data, versions=1, augment=Augment(), quiet=True)
     table, ticketed = tabulate(task, data, versions=1, augment=Augment(), quiet=True)

@@ -18,7 +18,7 @@ from skipgym.data import Part
 from skipgym.data.words import as_clips
 from skipgym.envs import PatchCrop, make_task
 from skipgym.envs.recorded import tickets
-from skipgym.referee.cell import EXAMPLES, PICTURES, Bench, _affordable, examples, execution_by_class, png
+from skipgym.referee.cell import EXAMPLES, PICTURES, _affordable, examples, execution_by_class, png
 from skipgym.referee.plan import Budget
 
 
@@ -35,11 +35,6 @@ def test_execution_by_class_counts_what_was_decided():
 
 def test_execution_of_a_piece_that_is_never_decided_is_zero():
     assert execution_by_class(torch.tensor([[1, -1]]), torch.tensor([0]), ("a",)) == {"a": [1.0, 0.0]}
-
-
-def test_reward_that_the_task_cannot_pay_is_told_before_any_cell(task, data, tiny_config):
-    with pytest.raises(ValueError, match="reward confidence-gain: expected a task with exits"):
-        Bench(tiny_config(reward="confidence-gain"), task, data, 0.5)
 
 
 @pytest.fixture

@@ -333,6 +333,7 @@ def test_directory_of_something_else_is_refused_and_untouched(task, data, tiny_c
         ({"agents": ("ppo", "ppo")}, "got ppo twice"),
         ({"agents": ("threshold",)}, "exits"),
         ({"agents": ("full",)}, "always compared"),
+        ({"reward": "confidence-gain"}, "reward confidence-gain: expected a task with exits"),
     ],
 )
 def test_what_cannot_be_compared_is_told_before_anything_is_written(wrong, message, task, data, tiny_config, tmp_path):
